@@ -1,0 +1,59 @@
+"""The only module of the common room that imports internal Flower names: task identity and bare messages."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+# Read by flwr when it is imported, so they are set before that; nobody is told that a hospital trains.
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+from flwr.app import Message, Metadata
+from flwr.app.message import make_message
+from flwr.supercore.task_identity import TaskIdentity
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+
+__all__ = ["assume_identity", "detached_message", "quieten"]
+
+_ONE_DAY_S = 86_400.0
+
+
+def assume_identity(*, run: int, node: int, task: int = 1) -> None:
+    """Let this process make messages of `run` as `node`; Flower keeps one identity for each process."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run, node, task
+
+
+def detached_message(
+    content: RecordDict, *, source: int, target: int = 1, message_type: str = "train", answers: str = ""
+) -> Message:
+    """Return a message from `source` that no grid has carried.
+
+    Args:
+        content: its records.
+        source: node that it comes from.
+        target: node that it goes to; 1 is the coordinator.
+        message_type: ``train`` or ``query``.
+        answers: identifier of the message that it answers.
+    """
+    metadata = Metadata(
+        run_id=1,
+        message_id="",
+        src_node_id=source,
+        dst_node_id=target,
+        reply_to_message_id=answers,
+        group_id="",
+        created_at=time.time(),
+        ttl=_ONE_DAY_S,
+        message_type=message_type,
+    )
+    return make_message(metadata=metadata, content=content)
+
+
+def quieten() -> None:
+    """Keep Flower's own log to warnings; ours says what happens."""
+    logging.getLogger("flwr").setLevel(logging.WARNING)

@@ -1,0 +1,133 @@
+"""The model factory: a name in the study becomes a network, built from public facts alone.
+
+A `torch.nn.Module` built here has no buffers and no batch statistics, so its parameters are the whole model
+and one patient's gradient depends on that patient alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fedward_common.canonical import canonical_json
+from fedward_common.study import Linear, Mlp, Study
+from fedward_common.tables import feature_names
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["ParameterSpec", "build_model", "initial_weights", "load_weights", "parameter_spec", "weights_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSpec:
+    """Names and shapes of the parameters, in the order in which they are packed into one vector."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(int(np.prod(shape)) for shape in self.shapes)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that two sides compare instead of lists of names."""
+        return hashlib.sha256(canonical_json([list(self.names), [list(s) for s in self.shapes]])).hexdigest()
+
+    def split(self, vector: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        """Return the named arrays that the packed `vector`, shape (size,), holds; views, not copies."""
+        arrays, start = {}, 0
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            count = int(np.prod(shape))
+            arrays[name] = vector[start : start + count].reshape(shape)
+            start += count
+        return arrays
+
+
+def _linear(_: Any, inputs: int) -> nn.Module:
+    from torch import nn  # noqa: PLC0415  (the coordinator of a simulation stays free of torch)
+
+    return nn.Sequential(nn.Linear(inputs, 1))
+
+
+def _mlp(spec: Any, inputs: int) -> nn.Module:
+    from torch import nn  # noqa: PLC0415  (see _linear)
+
+    layers: list[nn.Module] = []
+    width = inputs
+    for hidden in spec.hidden:
+        layers += [nn.Linear(width, hidden), nn.ReLU() if spec.activation == "relu" else nn.Tanh()]
+        width = hidden
+    return nn.Sequential(*layers, nn.Linear(width, 1))
+
+
+_FACTORIES: Final[dict[type, Callable[[Any, int], nn.Module]]] = {Linear: _linear, Mlp: _mlp}
+
+
+def _shapes(study: Study) -> list[tuple[str, tuple[int, ...]]]:
+    """Return names and shapes without torch, in the order of `Module.named_parameters`."""
+    widths = [len(feature_names(study.cohort)), *(study.model.hidden if isinstance(study.model, Mlp) else ()), 1]
+    shapes: list[tuple[str, tuple[int, ...]]] = []
+    for index, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        shapes += [(f"{2 * index}.weight", (outputs, inputs)), (f"{2 * index}.bias", (outputs,))]
+    return shapes
+
+
+def parameter_spec(study: Study) -> ParameterSpec:
+    """Return the parameters that this study's model has; equal to those of `build_model`."""
+    names, shapes = zip(*_shapes(study), strict=True)
+    return ParameterSpec(names, shapes)
+
+
+def build_model(study: Study) -> nn.Module:
+    """Return the study's network: input (…, features), output (…, 1) logits. Its weights are not yet set."""
+    return _FACTORIES[type(study.model)](study.model, len(feature_names(study.cohort)))
+
+
+def initial_weights(study: Study) -> npt.NDArray[np.float32]:
+    """Return the first global model, packed, shape (size,): a function of the study alone.
+
+    A linear model starts at zero, its loss being convex. Else weights are uniform in ±1/√(inputs) (the bound of
+    He et al. 2015 for a = √5) and biases zero, drawn by NumPy's PCG64 from ``study.seed``: equal on every
+    platform and independent of torch's version.
+    """
+    if isinstance(study.model, Linear):
+        return np.zeros(parameter_spec(study).size, dtype=np.float32)
+    generator = np.random.Generator(np.random.PCG64(study.seed))
+    parts = []
+    for name, shape in _shapes(study):
+        if name.endswith("bias"):
+            parts.append(np.zeros(shape).ravel())
+        else:
+            bound = 1 / np.sqrt(shape[-1])
+            parts.append(generator.uniform(-bound, bound, size=shape).ravel())
+    return np.concatenate(parts).astype(np.float32)
+
+
+def load_weights(model: nn.Module, vector: npt.NDArray[np.float32]) -> None:
+    """Copy the packed `vector` into the parameters of `model`, in place."""
+    import torch  # noqa: PLC0415  (see _linear)
+
+    with torch.no_grad():
+        start = 0
+        for parameter in model.parameters():
+            count = parameter.numel()
+            chunk = torch.from_numpy(np.ascontiguousarray(vector[start : start + count]))
+            parameter.copy_(chunk.view_as(parameter))
+            start += count
+
+
+def weights_of(model: nn.Module) -> npt.NDArray[np.float32]:
+    """Return the parameters of `model`, packed: a new float32 array of shape (size,)."""
+    import torch  # noqa: PLC0415  (see _linear)
+
+    parameters: list[torch.Tensor] = [p.detach().reshape(-1) for p in model.parameters()]
+    return torch.cat(parameters).to(torch.float32).cpu().numpy().copy()

@@ -1,0 +1,135 @@
+"""What a cohort table must look like: declared by the study, checked at every site, never learned from rows.
+
+Scaling uses the declared ranges, imputation the declared constants; both are public, so neither costs privacy.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from fedward_common.contract import Contract, quantity
+
+__all__ = ["CategoricalColumn", "CohortSchema", "Column", "Label", "NumericColumn"]
+
+Scalar = str | int | float
+
+
+class NumericColumn(Contract):
+    """A measured quantity. Scaled to [-1, 1] by ``(2x - minimum - maximum) / (maximum - minimum)``."""
+
+    kind: Literal["numeric"] = "numeric"
+    unit: str = quantity("unit of measurement, for example mmHg; 1 for a pure number", min_length=1, max_length=40)
+    minimum: float = quantity("smallest value that is possible, in `unit`; a smaller one breaks the schema")
+    maximum: float = quantity("largest value that is possible, in `unit`")
+    integer: bool = quantity("whole numbers only", default=False)
+    missing: bool = quantity("may be missing: adds a 0/1 feature that says so", default=False)
+    missing_marks: tuple[Scalar, ...] = quantity(
+        "values of this column that mean missing, besides the schema's", default=()
+    )
+    impute: float | None = quantity(
+        "the value used where it is missing, in `unit`; needed when `missing`", default=None
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.minimum >= self.maximum:
+            msg = f"minimum {self.minimum} {self.unit} must be below maximum {self.maximum} {self.unit}"
+            raise ValueError(msg)
+        if self.missing and self.impute is None:
+            msg = "a column that may be missing declares its `impute` constant"
+            raise ValueError(msg)
+        if self.impute is not None and not self.minimum <= self.impute <= self.maximum:
+            msg = f"impute {self.impute} {self.unit} lies outside the declared range"
+            raise ValueError(msg)
+        return self
+
+
+class CategoricalColumn(Contract):
+    """One of a closed list. Two categories give one 0/1 feature (the second is 1), more give one each.
+
+    With `group` there is one 0/1 feature only: whether the value is in the group.
+    """
+
+    kind: Literal["categorical"] = "categorical"
+    categories: tuple[Scalar, ...] = quantity("all values that are possible", min_length=2, max_length=1000)
+    group: tuple[Scalar, ...] | None = quantity("categories told apart from all others", default=None, min_length=1)
+    missing: bool = quantity("may be missing: all its features are 0 and one more says so", default=False)
+    missing_marks: tuple[Scalar, ...] = quantity(
+        "values of this column that mean missing, besides the schema's", default=()
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(map(str, self.categories))) != len(self.categories):
+            msg = "categories are listed twice"
+            raise ValueError(msg)
+        if self.group is not None and not set(map(str, self.group)) < set(map(str, self.categories)):
+            msg = "group names some of the categories, not all and no other"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def indicators(self) -> tuple[tuple[Scalar, ...], ...]:
+        """The values for which each of the column's 0/1 features is 1, in order."""
+        if self.group is not None:
+            return (self.group,)
+        shown = self.categories[1:] if len(self.categories) == 2 else self.categories  # noqa: PLR2004  (two: one says all)
+        return tuple((value,) for value in shown)
+
+
+Column = Annotated[NumericColumn | CategoricalColumn, Field(discriminator="kind")]
+
+
+class Label(Contract):
+    """The outcome: `positive` values are class 1, the rest of `vocabulary` class 0."""
+
+    column: str = quantity("name of the outcome's column", min_length=1)
+    vocabulary: tuple[Scalar, ...] = quantity(
+        "all values that are possible; another one breaks the schema", min_length=2
+    )
+    positive: tuple[Scalar, ...] = quantity("the values that count as the outcome", min_length=1)
+
+    @model_validator(mode="after")
+    def _subset(self) -> Self:
+        unknown = [value for value in self.positive if str(value) not in map(str, self.vocabulary)]
+        if unknown:
+            msg = f"positive values {unknown} are not in the vocabulary"
+            raise ValueError(msg)
+        if len(set(map(str, self.positive))) == len(set(map(str, self.vocabulary))):
+            msg = "every value is positive: nothing to tell apart"
+            raise ValueError(msg)
+        return self
+
+
+class CohortSchema(Contract):
+    """The table that a study reads at a site."""
+
+    description: str = quantity("one sentence for the hospital's staff", default="", max_length=500)
+    columns: dict[str, Column] = quantity("the features, by column name", min_length=1)
+    label: Label
+    patient: str | None = quantity("column that identifies the patient; null: each row is one patient", default=None)
+    max_rows_per_patient: int = quantity("rows of one patient used at a time", "rows", default=8, ge=1, le=1024)
+    missing_marks: tuple[Scalar, ...] = quantity("values that mean missing in every column", default=("", "NA", "?"))
+    incomplete_rows: Literal["reject", "drop"] = quantity(
+        "drop: a row with one of the schema's missing marks is left out; reject: it is kept where the column may be "
+        "missing, and else counts as broken",
+        default="reject",
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _in_one_order(cls, columns: dict[str, Column]) -> dict[str, Column]:
+        """Sort by name: canonical JSON sorts its keys, and the order of the features must survive it."""
+        return dict(sorted(columns.items()))
+
+    @model_validator(mode="after")
+    def _roles(self) -> Self:
+        if self.label.column in self.columns:
+            msg = f"the label {self.label.column!r} is also listed as a feature"
+            raise ValueError(msg)
+        if self.patient is not None and self.patient in self.columns:
+            msg = f"the patient identifier {self.patient!r} is also listed as a feature"
+            raise ValueError(msg)
+        return self

@@ -1,0 +1,216 @@
+"""The study: the signed, declarative contract of one federated job. It carries no code and no path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedward_common.canonical import canonical_json, digest
+from fedward_common.contract import Contract, quantity, validated
+from fedward_common.schema import CohortSchema
+
+__all__ = [
+    "Aggregation",
+    "DpSgd",
+    "Evaluation",
+    "FedAdam",
+    "FedAvg",
+    "FedProx",
+    "FlowerRule",
+    "Linear",
+    "Mlp",
+    "Model",
+    "NoPrivacy",
+    "Privacy",
+    "Study",
+    "Training",
+]
+
+NAME = r"^[a-z][a-z0-9_]{0,62}$"
+SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+
+
+class Linear(Contract):
+    """Logistic regression."""
+
+    name: Literal["linear"] = "linear"
+
+
+class Mlp(Contract):
+    """Fully connected network; no batch statistics, so each patient's gradient is that patient's alone."""
+
+    name: Literal["mlp"] = "mlp"
+    hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = quantity(
+        "width of each hidden layer", "units", min_length=1, max_length=8
+    )
+    activation: Literal["relu", "tanh"] = quantity("between the layers", default="relu")
+
+
+Model = Annotated[Linear | Mlp, Field(discriminator="name")]
+
+
+class Training(Contract):
+    """What a site does in a round. Budgets are in steps, never in epochs."""
+
+    rounds: int = quantity("rounds of the whole study", "rounds", ge=1, le=10_000)
+    local_steps: int = quantity("optimiser steps of a site in a round", "steps", ge=1, le=10_000)
+    sampling_rate: float = quantity("probability with which a step draws a patient", "per patient and step", gt=0, le=1)
+    optimizer: Literal["sgd", "adam"] = quantity("local optimiser, new in each round", default="sgd")
+    learning_rate: float = quantity("step size", "per step", gt=0, le=100)
+    momentum: float = quantity("of SGD", default=0.0, ge=0, lt=1)
+    weight_decay: float = quantity("L2 penalty on the weights", default=0.0, ge=0, le=10)
+
+
+class NoPrivacy(Contract):
+    """Written out: this study trains without differential privacy."""
+
+    mechanism: Literal["none"]
+
+
+class DpSgd(Contract):
+    """DP-SGD (Abadi et al. 2016) with the patient as the unit, at every site on its own.
+
+    The guarantee: (epsilon, delta) for each patient under zero-out adjacency (Ponomareva et al. 2023,
+    section 2.1: the patient's contribution is replaced by nothing, the cohort's size is public), over all
+    rounds of the study, against everybody who sees every message.
+    """
+
+    mechanism: Literal["dp_sgd"]
+    unit: Literal["patient"] = "patient"
+    adjacency: Literal["zero_out"] = "zero_out"
+    epsilon: float = quantity("budget of the whole study", "(natural log of the odds)", gt=0, le=100)
+    delta: float = quantity("probability that epsilon does not hold", "", gt=0, lt=0.01)
+    clip_norm: float = quantity("L2 bound on one patient's gradient", "", gt=0, le=1000)
+    noise_multiplier: float | None = quantity(
+        "standard deviation of the noise over clip_norm; null: calibrated from the rest", default=None, gt=0, le=100_000
+    )
+
+
+Privacy = Annotated[NoPrivacy | DpSgd, Field(discriminator="mechanism")]
+
+
+class _Aggregation(Contract):
+    weighting: Literal["patients", "uniform"] = quantity("what a site's update counts for", default="patients")
+    max_weight: int = quantity("cap on one site's weight", "patients", default=1_000_000, ge=1, le=1 << 20)
+    update_bound: float = quantity("largest change of one weight in a round", default=64.0, gt=0, le=64)
+    quorum: int = quantity("sites that must answer in a round", "sites", default=2, ge=2, le=4096)
+    deadline_seconds: float = quantity("longest wait for a round", "s", default=3600.0, gt=0, le=604_800)
+    average_last: float = quantity(
+        "the result is the mean of the models of this last part of the rounds; 0: the last model",
+        "of the rounds",
+        default=0.0,
+        ge=0,
+        le=1,
+    )
+
+
+class FedAvg(_Aggregation):
+    """Weighted mean of the updates (McMahan et al. 2017)."""
+
+    rule: Literal["fedavg"] = "fedavg"
+    server_learning_rate: float = quantity("factor on the mean update", default=1.0, gt=0, le=100)
+
+
+class FedProx(_Aggregation):
+    """FedAvg with a local penalty mu/2 * |w - w_global|^2 (Li et al. 2020)."""
+
+    rule: Literal["fedprox"] = "fedprox"
+    server_learning_rate: float = quantity("factor on the mean update", default=1.0, gt=0, le=100)
+    mu: float = quantity("weight of the penalty", gt=0, le=1000)
+
+
+class FedAdam(_Aggregation):
+    """Adam at the server on the mean update (Reddi et al. 2021, algorithm 2)."""
+
+    rule: Literal["fedadam"] = "fedadam"
+    server_learning_rate: float = quantity("step size at the server", default=0.01, gt=0, le=100)
+    beta_1: float = quantity("decay of the first moment", default=0.9, ge=0, lt=1)
+    beta_2: float = quantity("decay of the second moment", default=0.99, ge=0, lt=1)
+    tau: float = quantity("adaptivity, added to the root of the second moment", default=1e-3, gt=0, le=1)
+
+
+class FlowerRule(_Aggregation):
+    """Any strategy of Flower behind our gatekeeper; it sees single updates, so it forgoes secure aggregation."""
+
+    rule: Literal["flower"]
+    target: str = quantity(
+        "the strategy's class", alias="_target_", pattern=r"^flwr\.serverapp\.strategy\.[A-Z][A-Za-z]{0,60}$"
+    )
+    options: dict[str, bool | int | float | str] = quantity("its keyword arguments", default_factory=dict)
+
+
+Aggregation = Annotated[FedAvg | FedProx | FedAdam | FlowerRule, Field(discriminator="rule")]
+
+
+class Evaluation(Contract):
+    """How the coordinator judges the global model on central data."""
+
+    threshold: float = quantity("probability from which a case is called positive", default=0.5, gt=0, lt=1)
+    confidence: float = quantity("level of the intervals", default=0.95, gt=0.5, lt=1)
+    bootstrap: int = quantity("resamples of the hold-out, by patient", "resamples", default=1000, ge=100, le=100_000)
+
+
+class Study(Contract):
+    """One federated job, whole."""
+
+    schema_version: Literal[1] = 1
+    name: str = quantity("lower-case letters, digits and _", pattern=NAME)
+    description: str = quantity("one paragraph for an ethics board", default="", max_length=2000)
+    task: Literal["binary_classification"] = "binary_classification"
+    seed: int = quantity("of the initial model and of sampling without privacy", default=1, ge=0, lt=1 << 31)
+    sites: tuple[Annotated[str, Field(pattern=SITE_NAME)], ...] = quantity(
+        "the hospitals, by name", min_length=1, max_length=4096
+    )
+    cohort: CohortSchema
+    model: Model
+    training: Training
+    privacy: Privacy | None = None
+    aggregation: Aggregation
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.sites)) != len(self.sites):
+            msg = "sites: a hospital is listed twice"
+            raise ValueError(msg)
+        if self.training.momentum and self.training.optimizer != "sgd":
+            msg = "training.momentum belongs to training.optimizer=sgd"
+            raise ValueError(msg)
+        if self.aggregation.quorum > max(len(self.sites), 2):
+            msg = f"aggregation.quorum = {self.aggregation.quorum} sites, but the study names {len(self.sites)}"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Noised steps of one site over the whole study."""
+        return self.training.rounds * self.training.local_steps
+
+    @property
+    def proximal_mu(self) -> float:
+        """Weight of the proximal penalty; 0 without one."""
+        return self.aggregation.mu if isinstance(self.aggregation, FedProx) else 0.0
+
+    def contract(self) -> dict[str, Any]:
+        """Return the study as plain JSON values, every default written out."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def canonical(self) -> bytes:
+        """Return the bytes that are signed and whose SHA-256 is the digest."""
+        return canonical_json(self.contract())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical bytes, 64 hexadecimal digits: the study's identity."""
+        return digest(self.contract())
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], *, where: str = "") -> Study:
+        """Return plain values as a study.
+
+        Raises:
+            StudyError: with every wrong key, its unit and its limit in one message.
+        """
+        return validated(cls, data, where=where)

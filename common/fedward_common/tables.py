@@ -1,0 +1,270 @@
+"""From a table to a matrix by a declared schema alone: the same arithmetic at every site and at the centre.
+
+Nothing here learns from rows: scaling, categories and imputation are the schema's. A table that breaks the
+schema is rejected whole, with the number of broken rows for each rule and never a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fedward_common.contract import nearest
+from fedward_common.errors import LocalDataError, SchemaMismatchError
+from fedward_common.schema import CategoricalColumn, CohortSchema, NumericColumn, Scalar
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Rows", "complete_rows", "encode", "feature_names", "read_table"]
+
+_READERS: Final = {".csv": "csv", ".data": "csv", ".gz": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Encoded rows.
+
+    Attributes:
+        features: float32, shape (rows, features), every entry within [-1, 1].
+        labels: int64 0/1, shape (rows,).
+        patients: int64 codes 0..n-1, shape (rows,): rows of one patient share a code.
+        identifiers: the patients' identifiers by code, or None where each row is a patient; never leaves the site.
+        dropped: rows left out as incomplete, where the schema allows that.
+    """
+
+    features: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    patients: npt.NDArray[np.int64]
+    identifiers: tuple[str, ...] | None
+    dropped: int
+
+    @property
+    def patient_count(self) -> int:
+        """Number of distinct patients."""
+        return int(self.patients.max()) + 1 if len(self.patients) else 0
+
+
+def feature_names(schema: CohortSchema) -> tuple[str, ...]:
+    """Return the names of the encoded features, in order; one name is one input of the model."""
+    names: list[str] = []
+    for name, column in schema.columns.items():
+        if isinstance(column, NumericColumn):
+            names.append(name)
+        else:
+            names.extend(f"{name}={'|'.join(map(str, values))}" for values in column.indicators)
+        if column.missing:
+            names.append(f"{name} missing")
+    return tuple(names)
+
+
+def read_table(path: Path, *, names: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return a CSV, TSV or Parquet file as text cells (CSV) or as stored (Parquet).
+
+    Args:
+        path: the file; ``.csv``, ``.csv.gz``, ``.data``, ``.tsv``, ``.parquet``.
+        names: the columns of a file without a header line.
+
+    Raises:
+        LocalDataError: no such file, an unknown ending, or not a table.
+    """
+    import pandas as pd  # noqa: PLC0415  (a second of start-up that training children do not need)
+
+    kind = _READERS.get(path.suffix.lower())
+    if kind is None:
+        msg = f"{path.name}: tables end in {', '.join(sorted(_READERS))}"
+        raise LocalDataError(msg, remedy="save the table as CSV or Parquet")
+    try:
+        if kind == "parquet":
+            return pd.read_parquet(path)
+        separator = "\t" if kind == "tsv" else ","
+        header = None if names else 0
+        return pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, header=header, names=names, skipinitialspace=True
+        )
+    except (OSError, ValueError) as error:  # pandas raises ValueError for every malformed table
+        msg = f"{path.name} cannot be read as a table ({type(error).__name__})"
+        raise LocalDataError(
+            msg, remedy="check that the file exists, is complete and is a CSV or Parquet table"
+        ) from error
+
+
+def encode(frame: pd.DataFrame, schema: CohortSchema) -> Rows:
+    """Return the rows of `frame` as numbers, if every one of them keeps the schema.
+
+    Rows of one patient keep one code, whatever their order. Columns that the schema does not name are ignored.
+
+    Raises:
+        SchemaMismatchError: a column is missing or rows break a rule; its `counts` name rule and number.
+    """
+    usable = complete_rows(frame, schema)
+    parsed, counts = _parse(usable, schema)
+    counts |= _violations(parsed, schema)
+    if counts:
+        listing = "; ".join(f"{rule}: {number} rows" for rule, number in counts.items())
+        msg = f"{len(counts)} rules of the schema are broken ({listing})"
+        raise SchemaMismatchError(
+            msg, counts=counts, remedy="correct the rows, or ask the study's author whether a unit or range is wrong"
+        )
+    codes, identifiers = _patients(parsed, schema)
+    labels = parsed[schema.label.column].isin(_comparable(schema.label.positive, schema.label.vocabulary))
+    return Rows(
+        features=_matrix(parsed, schema),
+        labels=labels.to_numpy(dtype=np.int64),
+        patients=codes,
+        identifiers=identifiers,
+        dropped=len(frame) - len(usable),
+    )
+
+
+def complete_rows(frame: pd.DataFrame, schema: CohortSchema) -> pd.DataFrame:
+    """Return the rows of `frame`, unparsed, that ``incomplete_rows`` lets in: under ``reject`` all of them.
+
+    Raises:
+        SchemaMismatchError: a column is not there.
+    """
+    _require_columns(frame, schema)
+    if schema.incomplete_rows == "reject":
+        return frame
+    return frame.loc[_complete(frame, schema)].reset_index(drop=True)
+
+
+def _require_columns(frame: pd.DataFrame, schema: CohortSchema) -> None:
+    wanted = [*schema.columns, schema.label.column, *([schema.patient] if schema.patient else [])]
+    present = [str(name) for name in frame.columns]
+    counts = {}
+    for name in wanted:
+        if name not in present:
+            guess = nearest(name, present)
+            counts[f"column {name!r} is missing" + (f" (is it {guess!r}?)" if guess else "")] = len(frame)
+    if counts:
+        msg = "; ".join(counts)
+        raise SchemaMismatchError(msg, counts=counts, remedy="rename the columns as the study declares them")
+
+
+def _is_number(value: Scalar) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _comparable(values: Sequence[Scalar], vocabulary: Sequence[Scalar]) -> list[Any]:
+    numeric = all(_is_number(value) for value in vocabulary)
+    return [float(value) if numeric else str(value) for value in values]
+
+
+def _missing(series: pd.Series[Any], marks: Sequence[Scalar]) -> pd.Series[bool]:
+    import pandas as pd  # noqa: PLC0415  (see read_table)
+
+    text = series.astype(str).str.strip()
+    mask = series.isna() | text.isin([str(mark) for mark in marks])
+    numbers = [float(mark) for mark in marks if _is_number(mark)]
+    if numbers:
+        mask |= pd.to_numeric(text, errors="coerce").isin(numbers)
+    return mask
+
+
+def _parse(frame: pd.DataFrame, schema: CohortSchema) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Return the named columns as numbers or texts, missing as NaN/None, and the cells that are neither."""
+    import pandas as pd  # noqa: PLC0415  (see read_table)
+
+    counts: dict[str, int] = {}
+    parsed: dict[str, Any] = {}
+
+    def take(name: str, *, numeric: bool, marks: Sequence[Scalar]) -> None:
+        series = frame[name]
+        gone = _missing(series, [*schema.missing_marks, *marks])
+        text = series.astype(str).str.strip()
+        if not numeric:
+            parsed[name] = text.astype(object).where(~gone, None)
+            return
+        numbers = pd.to_numeric(text.where(~gone, "nan"), errors="coerce").astype(float)
+        broken = int((numbers.isna() & ~gone).sum())
+        if broken:
+            counts[f"{name}: not a number"] = broken
+        parsed[name] = numbers
+
+    for name, column in schema.columns.items():
+        numeric = isinstance(column, NumericColumn) or all(_is_number(value) for value in column.categories)
+        take(name, numeric=numeric, marks=column.missing_marks)
+    take(schema.label.column, numeric=all(_is_number(v) for v in schema.label.vocabulary), marks=())
+    if schema.patient:
+        take(schema.patient, numeric=False, marks=())
+    return pd.DataFrame(parsed), counts
+
+
+def _complete(frame: pd.DataFrame, schema: CohortSchema) -> npt.NDArray[np.bool_]:
+    """Return which rows carry no mark of the schema's in any named column; a column's own marks do not count."""
+    complete = np.ones(len(frame), dtype=bool)
+    for name in (*schema.columns, schema.label.column):
+        complete &= ~_missing(frame[name], schema.missing_marks).to_numpy(dtype=bool)
+    return complete
+
+
+def _violations(parsed: pd.DataFrame, schema: CohortSchema) -> dict[str, int]:
+    """Return the number of broken rows for each rule, as pandera finds them."""
+    import pandera.errors  # noqa: PLC0415  (see read_table)
+    import pandera.pandas as pa  # noqa: PLC0415  (see read_table)
+
+    columns = {name: _pandera_column(name, column) for name, column in schema.columns.items()}
+    vocabulary = _comparable(schema.label.vocabulary, schema.label.vocabulary)
+    label = schema.label.column
+    columns[label] = pa.Column(
+        None, pa.Check.isin(vocabulary, error=f"{label}: not in the label's vocabulary"), nullable=False
+    )
+    if schema.patient:
+        columns[schema.patient] = pa.Column(None, nullable=False)
+    try:
+        pa.DataFrameSchema(columns).validate(parsed, lazy=True)
+    except pandera.errors.SchemaErrors as error:
+        cases = error.failure_cases
+        checks = cases["check"].where(cases["check"] != "not_nullable", cases["column"] + ": missing")
+        return {str(rule): int(number) for rule, number in checks.value_counts(sort=False).items()}
+    return {}
+
+
+def _pandera_column(name: str, column: NumericColumn | CategoricalColumn) -> Any:
+    import pandera.pandas as pa  # noqa: PLC0415  (see read_table)
+
+    if isinstance(column, CategoricalColumn):
+        allowed = _comparable(column.categories, column.categories)
+        return pa.Column(
+            None, pa.Check.isin(allowed, error=f"{name}: not one of the categories"), nullable=column.missing
+        )
+    checks = [
+        pa.Check.ge(column.minimum, error=f"{name}: below {column.minimum:g} {column.unit}"),
+        pa.Check.le(column.maximum, error=f"{name}: above {column.maximum:g} {column.unit}"),
+    ]
+    if column.integer:
+        checks.append(pa.Check(lambda s: s == s.round(), error=f"{name}: not a whole number"))
+    return pa.Column(float, checks, nullable=column.missing)
+
+
+def _patients(parsed: pd.DataFrame, schema: CohortSchema) -> tuple[npt.NDArray[np.int64], tuple[str, ...] | None]:
+    if schema.patient is None:
+        return np.arange(len(parsed), dtype=np.int64), None
+    identifiers, codes = np.unique(parsed[schema.patient].to_numpy(dtype=str), return_inverse=True)
+    return codes.astype(np.int64).reshape(-1), tuple(str(name) for name in identifiers)
+
+
+def _matrix(parsed: pd.DataFrame, schema: CohortSchema) -> npt.NDArray[np.float32]:
+    features: list[npt.NDArray[np.float64]] = []
+    for name, column in schema.columns.items():
+        series = parsed[name]
+        if isinstance(column, NumericColumn):
+            filled = series if column.impute is None else series.fillna(column.impute)
+            span = column.maximum - column.minimum
+            features.append((2 * filled.to_numpy(dtype=float) - column.minimum - column.maximum) / span)
+        else:
+            features.extend(
+                series.isin(_comparable(values, column.categories)).to_numpy(dtype=float)
+                for values in column.indicators
+            )
+        if column.missing:
+            features.append(series.isna().to_numpy(dtype=float))
+    if not len(parsed):
+        return np.zeros((0, len(feature_names(schema))), dtype=np.float32)
+    return np.stack(features, axis=1).astype(np.float32)
