@@ -1,0 +1,130 @@
+"""A hospital's table, checked and encoded once, and read back by the training child in milliseconds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedward_common.canonical import canonical_json
+from fedward_common.contract import Contract, quantity
+from fedward_common.errors import LocalDataError
+from fedward_common.schema import CohortSchema
+from fedward_common.tables import Rows, encode, read_table
+
+__all__ = ["Cohort", "Patients", "TableCohort", "TableEntry"]
+
+
+class TableEntry(Contract):
+    """A table in a site's register."""
+
+    table: str = quantity("path of a CSV or Parquet file; relative to the site's home, or absolute", min_length=1)
+    names: tuple[str, ...] | None = quantity("columns of a file without a header line", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Patients:
+    """Records grouped by patient, padded to the most rows that one patient has.
+
+    Attributes:
+        features: float32, shape (patients, rows, features).
+        labels: float32 0/1, shape (patients, rows).
+        mask: float32, 1 where a row is there and 0 where it is padding, shape (patients, rows).
+    """
+
+    features: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        """Return the number of patients."""
+        return len(self.features)
+
+
+class Cohort(Protocol):
+    """A local data set of one hospital."""
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over the data and the schema; any change of either changes it."""
+
+    def patients(self, limit: int) -> Patients:
+        """Return the records, at most `limit` rows of each patient: the first ones in the table's order."""
+
+
+class TableCohort:
+    """A `Cohort` over a CSV or Parquet file.
+
+    Args:
+        entry: where the table is.
+        schema: what the study declares.
+        home: the site's folder; the encoded rows are kept in its ``cache`` (mode 0600) and nowhere else.
+    """
+
+    def __init__(self, entry: TableEntry, schema: CohortSchema, home: Path) -> None:
+        self._path = home / entry.table
+        self._names = entry.names
+        self._schema = schema
+        self._cache = home / "cache"
+
+    def fingerprint(self) -> str:
+        """See `Cohort.fingerprint`.
+
+        Raises:
+            LocalDataError: the file cannot be read.
+        """
+        try:
+            content = self._path.read_bytes()
+        except OSError as error:
+            msg = f"{self._path.name} cannot be read ({type(error).__name__})"
+            raise LocalDataError(msg, remedy="check the path in site.yaml and the file's permissions") from error
+        schema = canonical_json([self._schema.model_dump(mode="json"), list(self._names or ())])
+        return hashlib.sha256(hashlib.sha256(content).digest() + schema).hexdigest()
+
+    def patients(self, limit: int) -> Patients:
+        """See `Cohort.patients`. The table is parsed and checked once for each fingerprint.
+
+        Raises:
+            SchemaMismatchError: the table breaks the schema.
+            LocalDataError: the file cannot be read.
+        """
+        cached = self._cache / f"{self.fingerprint()}.npz"
+        if not cached.exists():
+            rows = encode(read_table(self._path, names=self._names), self._schema)
+            _write_privately(cached, rows)
+        with np.load(cached, allow_pickle=False) as arrays:
+            return _grouped(arrays["features"], arrays["labels"], arrays["patients"], limit)
+
+
+def _write_privately(path: Path, rows: Rows) -> None:
+    """Write `path` whole or not at all, readable by its owner only."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        np.savez(file, features=rows.features, labels=rows.labels, patients=rows.patients)
+    Path(temporary).replace(path)
+
+
+def _grouped(
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], patients: npt.NDArray[np.int64], limit: int
+) -> Patients:
+    order = np.argsort(patients, kind="stable")
+    codes = patients[order]
+    place = np.arange(len(codes)) - np.searchsorted(codes, codes)
+    kept = place < limit
+    order, codes, place = order[kept], codes[kept], place[kept]
+    count, width = int(codes.max(initial=-1)) + 1, int(place.max(initial=-1)) + 1
+    grouped = Patients(
+        features=np.zeros((count, width, features.shape[1]), dtype=np.float32),
+        labels=np.zeros((count, width), dtype=np.float32),
+        mask=np.zeros((count, width), dtype=np.float32),
+    )
+    grouped.features[codes, place] = features[order]
+    grouped.labels[codes, place] = labels[order]
+    grouped.mask[codes, place] = 1.0
+    return grouped
