@@ -1,0 +1,1 @@
+"""What runs centrally: coordinator, aggregation, gatekeeper, evaluation, registry and launcher."""

@@ -1,0 +1,66 @@
+"""Files that are there whole or not at all, and the one that a round leaves behind."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fedward_common.errors import CoordinatorError
+
+__all__ = ["Checkpoint", "read_checkpoint", "write_atomically", "write_checkpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The coordinator's state after a round: what the next one starts from."""
+
+    study: str
+    round: int
+    arrays: dict[str, npt.NDArray[Any]]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `path` so that a reader, or a crash at any instant, sees the old content or the new, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)  # noqa: PTH101  (mkstemp gives a text path; results are for the team to read)
+    Path(temporary).replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_checkpoint(path: Path, *, study: str, round_: int, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write the state after `round_` of the study with this digest, atomically, as safetensors."""
+    metadata = {"study": study, "round": str(round_)}
+    write_atomically(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return what `write_checkpoint` wrote.
+
+    Raises:
+        CoordinatorError: no checkpoint, or a damaged one.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        return Checkpoint(metadata["study"], int(metadata["round"]), arrays)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        msg = f"{path} is no checkpoint"
+        raise CoordinatorError(msg) from error

@@ -1,0 +1,231 @@
+"""One run, from the roll call to the released model, on any engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from safetensors.numpy import save
+
+from fedward_common import __version__
+from fedward_common.errors import CoordinatorError
+from fedward_common.models import initial_weights, parameter_spec
+from fedward_common.privacy import Spend, epsilon_of, epsilon_schedule, round_spend
+from fedward_common.study import DpSgd, Study
+from fedward_server.aggregation import aggregator_for
+from fedward_server.checkpoint import write_atomically, write_checkpoint
+from fedward_server.evaluation import HoldOut, Predictor, final_metrics, point_metrics, roc_curve
+from fedward_server.result import Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef
+from fedward_server.rounds import ClosedRound, Roster, RoundLoop
+
+__all__ = ["Coordinator", "Listener"]
+
+Weights = npt.NDArray[np.float32]
+Status = Literal["completed", "degraded", "interrupted", "failed"]
+Listener = Callable[[RoundResult], None]
+
+
+@dataclass
+class _TailMean:
+    """The mean of the models of the study's last rounds; post-processing, so it costs no privacy."""
+
+    first_round: int
+    total: npt.NDArray[np.float64] | None = None
+    count: int = 0
+
+    def take(self, closed: ClosedRound) -> Weights:
+        """Return the model that this round would release."""
+        if closed.round < self.first_round:
+            return closed.weights
+        self.total = closed.weights.astype(np.float64) + (0 if self.total is None else self.total)
+        self.count += 1
+        mean: Weights = (self.total / self.count).astype(np.float32)
+        return mean
+
+
+@dataclass
+class Coordinator:
+    """The centre's side of one run.
+
+    Args:
+        study: the contract, its noise calibrated.
+        hold_out: central rows.
+        predictor: gives probabilities for the hold-out.
+        folder: where ``study.json``, ``checkpoint.safetensors``, ``model.safetensors`` and ``result.json`` go.
+        engine: its name, for the result.
+        listener: told of every round as soon as it is committed.
+    """
+
+    study: Study
+    hold_out: HoldOut
+    predictor: Predictor
+    folder: Path
+    engine: str
+    listener: Listener = lambda _: None
+    result: RunResult | None = None
+    _closed: list[RoundResult] = field(default_factory=list)
+    _steps: dict[str, int] = field(default_factory=dict)
+    _reported: dict[str, int] = field(default_factory=dict)
+
+    def server_app(self, roster: Roster | None, *, poll_seconds: float = 0.05) -> ServerApp:
+        """Return this run as an ordinary Flower ServerApp; `result` is set when it returns."""
+        app = ServerApp()
+
+        @app.main()
+        def main(grid: Grid, context: Context) -> None:  # noqa: ARG001  (Flower's signature)
+            self.run(grid, roster, poll_seconds=poll_seconds)
+
+        return app
+
+    def run(self, grid: Grid, roster: Roster | None, *, poll_seconds: float = 0.05) -> RunResult:
+        """Run the study to its end and return the result, which is also written.
+
+        Never raises for a site's failure or a lost quorum: the result says ``failed`` and why. Ctrl-C ends the
+        run after the last committed round, with the result that there is.
+        """
+        started, began = datetime.now(UTC), time.monotonic()
+        write_atomically(self.folder / "study.json", _envelope(self.study))
+        loop = RoundLoop(self.study, grid, roster, aggregator_for(self.study), poll_seconds=poll_seconds)
+        status: Status = "completed"
+        reason, released = None, None
+        try:
+            for released in self._committed(loop):
+                pass
+        except KeyboardInterrupt:
+            status, reason = "interrupted", "stopped by the operator"
+        except CoordinatorError as error:
+            status, reason = "failed", error.message
+        if status == "completed" and (loop.excluded or any(r.missing for r in self._closed)):
+            status = "degraded"
+        self.result = self._result(loop, status, reason, released, started, time.monotonic() - began)
+        write_atomically(self.folder / "result.json", dump(self.result))
+        return self.result
+
+    def _committed(self, loop: RoundLoop) -> Any:
+        """Yield the releasable model after each round, checkpointed, judged and told."""
+        training = self.study.training
+        tail = _TailMean(1 + round(training.rounds * (1 - self.study.aggregation.average_last)))
+        spend = round_spend(self.study)
+        delta = self.study.privacy.delta if isinstance(self.study.privacy, DpSgd) else 0.0
+        schedule = epsilon_schedule(spend, delta) if spend else None
+        loop.enrol()
+        for closed in loop.rounds(initial_weights(self.study)):
+            released = tail.take(closed)
+            arrays = {"weights": closed.weights, "released": released, **loop.aggregator.state()}
+            if tail.total is not None:
+                arrays["tail_total"] = tail.total
+            write_checkpoint(
+                self.folder / "checkpoint.safetensors", study=self.study.digest, round_=closed.round, arrays=arrays
+            )
+            self._steps |= closed.steps
+            self._reported |= dict.fromkeys(closed.steps, closed.round)
+            entry = RoundResult(
+                round=closed.round,
+                sites=closed.accepted,
+                missing=closed.missing,
+                seconds=round(closed.seconds, 4),
+                epsilon=next(schedule) if schedule else None,
+                central=dict(point_metrics(self.study, self.hold_out, self.predictor(released))),
+            )
+            self._closed.append(entry)
+            self.listener(entry)
+            yield released
+
+    def _result(
+        self, loop: RoundLoop, status: Status, reason: str | None, released: Weights | None,
+        started: datetime, seconds: float,
+    ) -> RunResult:  # fmt: skip
+        central, roc, model = {}, {}, None
+        if released is not None:
+            scores = self.predictor(released)
+            central = {k: Estimate.of(v) for k, v in final_metrics(self.study, self.hold_out, scores).items()}
+            roc = dict(
+                zip(
+                    ("false_positive_rate", "true_positive_rate"),
+                    map(tuple, roc_curve(self.hold_out, scores)),
+                    strict=True,
+                )
+            )
+            model = self._release(released)
+        privacy = self.study.privacy
+        return RunResult(
+            study=StudyRef(name=self.study.name, digest=self.study.digest, description=self.study.description),
+            engine=self.engine,
+            seed=self.study.seed,
+            status=status,
+            reason=reason,
+            started_at=started.isoformat(timespec="seconds"),
+            seconds=round(seconds, 3),
+            versions={"fedward": __version__, "flwr": metadata.version("flwr"), "torch": metadata.version("torch")},
+            privacy=privacy.model_dump(mode="json") if privacy else None,
+            sites={site: self._site(loop, site) for site in self.study.sites},
+            rounds=tuple(self._closed),
+            central=central,
+            roc=roc,
+            model=model,
+        )
+
+    def _release(self, weights: Weights) -> ModelFile:
+        spec = parameter_spec(self.study)
+        content = save(dict(spec.split(weights)), {"study": self.study.digest, "format": "fedward-1"})
+        write_atomically(self.folder / "model.safetensors", content)
+        return ModelFile(file="model.safetensors", sha256=hashlib.sha256(content).hexdigest(), parameters=spec.size)
+
+    def _site(self, loop: RoundLoop, site: str) -> SiteResult:
+        enrolment = next((e for e in loop.enrolments.values() if e.site == site), None)
+        rounds = sum(site in entry.sites for entry in self._closed)
+        missed = next((entry.missing[site] for entry in reversed(self._closed) if site in entry.missing), None)
+        reason = loop.excluded.get(site) or missed
+        status: Literal["completed", "degraded", "excluded"] = "completed"
+        if enrolment is None or site in loop.excluded:
+            status = "excluded"
+        elif missed:
+            status = "degraded"
+        epsilon, delta = self._spent(loop, site)
+        return SiteResult(
+            patients=enrolment.patients if enrolment else None,
+            weight=None if enrolment is None else self._weight(enrolment.patients),
+            rounds=rounds,
+            epsilon=epsilon,
+            delta=delta,
+            status=status,
+            reason=reason,
+        )
+
+    def _weight(self, patients: int) -> int:
+        rule = self.study.aggregation
+        return min(patients, rule.max_weight) if rule.weighting == "patients" else 1
+
+    def _spent(self, loop: RoundLoop, site: str) -> tuple[float | None, float | None]:
+        """Return a site's ε and δ: the steps that its ledger reported, and every later round that it was asked for.
+
+        A round that was asked and not answered may have been debited; it counts as spent.
+        """
+        spend = round_spend(self.study)
+        if spend is None or not isinstance(self.study.privacy, DpSgd):
+            return None, None
+        unanswered = loop.asked.get(site, 0) - self._reported.get(site, 0)
+        steps = self._steps.get(site, 0) + max(0, unanswered) * spend.steps
+        delta = self.study.privacy.delta
+        return epsilon_of([Spend(spend.noise_multiplier, spend.sampling_rate, steps)] if steps else [], delta), delta
+
+
+def dump(result: RunResult) -> bytes:
+    """Return ``result.json`` as bytes, ending in a new line."""
+    return (result.model_dump_json(indent=2) + "\n").encode("utf-8")
+
+
+def _envelope(study: Study) -> bytes:
+    content = {"study": study.contract(), "digest": study.digest, "signatures": []}
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

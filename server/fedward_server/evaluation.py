@@ -1,0 +1,103 @@
+"""The global model, judged on central data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedward_common.metrics import Interval, accuracy, auroc, bootstrap, mean_of_groups, roc_points
+from fedward_common.study import Study
+from fedward_common.tables import Rows
+
+__all__ = ["HoldOut", "Predictor", "TorchPredictor", "final_metrics", "point_metrics", "roc_curve"]
+
+Weights = npt.NDArray[np.float32]
+Scores = npt.NDArray[np.float64]
+Predictor = Callable[[Weights], Scores]
+"""Takes packed weights, returns the probability of the outcome for each row of the hold-out."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldOut:
+    """Central rows that no site trains on.
+
+    Attributes:
+        rows: encoded by the study's schema.
+        centres: code of the centre that a row comes from, shape (rows,); all 0 when that is not known.
+        names: the centres' names, by code.
+    """
+
+    rows: Rows
+    centres: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+
+
+class TorchPredictor:
+    """A `Predictor` in this process."""
+
+    def __init__(self, study: Study, features: npt.NDArray[np.float32]) -> None:
+        import torch  # noqa: PLC0415  (a simulation's coordinator leaves torch to its workers)
+
+        from fedward_common.models import build_model  # noqa: PLC0415  (see above)
+
+        torch.set_num_threads(1)
+        self._model = build_model(study).eval()
+        self._features = torch.from_numpy(features)
+
+    def __call__(self, weights: Weights) -> Scores:
+        """Return the probabilities, shape (rows,)."""
+        import torch  # noqa: PLC0415  (see __init__)
+
+        from fedward_common.models import load_weights  # noqa: PLC0415  (see __init__)
+
+        load_weights(self._model, weights)
+        with torch.no_grad():
+            logits: torch.Tensor = self._model(self._features)
+        return torch.sigmoid(logits.squeeze(-1).double()).numpy()
+
+
+def point_metrics(study: Study, hold_out: HoldOut, scores: Scores) -> dict[str, float]:
+    """Return each metric's value without an interval; NaN where it has none."""
+    return {name: statistic(np.arange(len(scores))) for name, statistic in _statistics(study, hold_out, scores).items()}
+
+
+def final_metrics(study: Study, hold_out: HoldOut, scores: Scores) -> dict[str, Interval]:
+    """Return each metric with its bootstrap interval, the patients of the hold-out resampled."""
+    return {
+        name: bootstrap(
+            statistic,
+            hold_out.rows.patients,
+            resamples=study.evaluation.bootstrap,
+            confidence=study.evaluation.confidence,
+            seed=study.seed,
+        )
+        for name, statistic in _statistics(study, hold_out, scores).items()
+    }
+
+
+def roc_curve(hold_out: HoldOut, scores: Scores) -> tuple[Scores, Scores]:
+    """Return false and true positive rates over the whole hold-out."""
+    return roc_points(hold_out.rows.labels, scores)
+
+
+def _statistics(study: Study, hold_out: HoldOut, scores: Scores) -> dict[str, Callable[[npt.NDArray[np.int64]], float]]:
+    labels, centres, threshold = hold_out.rows.labels, hold_out.centres, study.evaluation.threshold
+
+    def of_centre(code: int) -> Callable[[npt.NDArray[np.int64]], float]:
+        def statistic(rows: npt.NDArray[np.int64]) -> float:
+            inside = rows[centres[rows] == code]
+            return accuracy(labels[inside], scores[inside], threshold)
+
+        return statistic
+
+    statistics: dict[str, Callable[[npt.NDArray[np.int64]], float]] = {
+        "auroc": lambda rows: auroc(labels[rows], scores[rows]),
+        "accuracy": lambda rows: accuracy(labels[rows], scores[rows], threshold),
+        "accuracy_mean_of_centres": lambda rows: mean_of_groups(labels[rows], scores[rows], centres[rows], threshold),
+    }
+    if len(hold_out.names) > 1:
+        statistics |= {f"accuracy.{name}": of_centre(code) for code, name in enumerate(hold_out.names)}
+    return statistics

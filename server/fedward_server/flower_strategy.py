@@ -1,0 +1,123 @@
+"""Any Flower strategy as an `Aggregator`: it gets single, checked updates and returns the next model.
+
+The strategy sees what our gatekeeper let through, as Flower's own messages, and never the grid.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedward_common.errors import StudyError
+from fedward_common.fixed_point import decode_mean
+from fedward_common.flower_adapter import detached_message
+from fedward_common.models import parameter_spec
+from fedward_common.study import FlowerRule, Study
+from fedward_common.wire import Update
+
+__all__ = ["FlowerStrategy"]
+
+Weights = npt.NDArray[np.float32]
+
+
+class FlowerStrategy:
+    """Aggregation by ``flwr.serverapp.strategy.X``, with tensors under their own names and shapes.
+
+    Args:
+        rule: the class and its options.
+        study: for the names and shapes.
+
+    Raises:
+        StudyError: no such class, or it does not take these options.
+    """
+
+    def __init__(self, rule: FlowerRule, study: Study) -> None:
+        self._strategy = _instantiate(rule)
+        self._spec = parameter_spec(study)
+        self._weights: Weights = np.zeros(0, dtype=np.float32)
+        self._replies: list[Message] = []
+        self._round = 0
+
+    def start(self, weights: Weights) -> None:
+        """See `Aggregator.start`."""
+        self._weights, self._replies = weights, []
+        self._round += 1
+        self._strategy.configure_train(self._round, self._record(weights), ConfigRecord(), _NoGrid())
+
+    def add(self, update: Update) -> None:
+        """See `Aggregator.add`. Robust rules compare single updates, so each is kept until `finish`."""
+        model = self._weights + decode_mean(update.values, update.weight).astype(np.float32)
+        content = RecordDict({"arrays": self._record(model), "metrics": MetricRecord({"num-examples": update.weight})})
+        self._replies.append(detached_message(content, source=len(self._replies) + 1))
+
+    def finish(self) -> Weights:
+        """See `Aggregator.finish`.
+
+        Raises:
+            StudyError: the strategy returned no model, for example because it needs more sites.
+        """
+        record, _ = self._strategy.aggregate_train(self._round, self._replies)
+        self._replies = []
+        if record is None:
+            msg = f"{type(self._strategy).__name__} returned no model from these replies"
+            raise StudyError(msg, remedy="the strategy may need more sites, or other options")
+        parts = [record[name].numpy().astype(np.float32).ravel() for name in self._spec.names]
+        return np.concatenate(parts)
+
+    def state(self) -> dict[str, npt.NDArray[np.generic]]:
+        """See `Aggregator.state`. Flower's strategies offer no state to keep."""
+        return {}
+
+    def _record(self, weights: Weights) -> ArrayRecord:
+        return ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in self._spec.split(weights).items()})
+
+
+class _NoGrid(Grid):
+    """What a strategy may see of the grid while it prepares a round: that there are nodes; it sends nothing."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        return range(1, 4097)
+
+    def set_run(self, run: Any) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError
+
+    def create_message(self, *_: Any, **__: Any) -> Message:
+        raise NotImplementedError
+
+    def get_nodes(self) -> Iterable[Any]:
+        raise NotImplementedError
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise NotImplementedError
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise NotImplementedError
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        raise NotImplementedError
+
+
+def _instantiate(rule: FlowerRule) -> Strategy:
+    module, _, name = rule.target.rpartition(".")
+    kind: Any = getattr(importlib.import_module(module), name, None)
+    if not inspect.isclass(kind) or not issubclass(kind, Strategy):
+        msg = f"aggregation._target_ = {rule.target} is no strategy of Flower"
+        raise StudyError(msg, remedy="for example flwr.serverapp.strategy.FedMedian")
+    try:
+        strategy: Strategy = kind(**rule.options)
+    except TypeError as error:
+        msg = f"aggregation.options do not fit {name}: {error}"
+        raise StudyError(msg, remedy=f"its parameters are those of {rule.target}") from error
+    return strategy
