@@ -1,0 +1,1 @@
+"""Many hospitals on one machine: engines, partitioners, faults, attacks and benchmarks."""

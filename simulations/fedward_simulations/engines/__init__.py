@@ -1,0 +1,1 @@
+"""Three ways to run the same coordinator and the same sites."""

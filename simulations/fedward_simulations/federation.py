@@ -1,0 +1,262 @@
+"""Simulated hospitals: tables become one folder for each site, and a central hold-out that none of them trains on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from fedward_client.cohort import TableEntry
+from fedward_client.policy import Policy
+from fedward_client.site import SiteConfig, approve, write_site
+from fedward_common.contract import Contract, quantity
+from fedward_common.errors import InstallationError, LocalDataError, SchemaMismatchError, SplitOverlapError, StudyError
+from fedward_common.schema import CohortSchema
+from fedward_common.study import Study
+from fedward_common.tables import Rows, complete_rows, encode, read_table
+from fedward_server.evaluation import HoldOut
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Bundled", "Federation", "Source", "Tables", "assemble", "data_folder", "settle"]
+
+COHORT = "cohort"
+
+
+class Bundled(Contract):
+    """A data set that an installed library ships, dealt out to hospitals of the named sizes."""
+
+    kind: Literal["bundled"]
+    dataset: Literal["breast_cancer"]
+    hospitals: dict[str, float] = quantity("share of the rows, by hospital; they sum to 1", min_length=2)
+    hold_out: float = quantity("share of the patients kept at the centre", default=0.2, gt=0, lt=1)
+
+
+class Tables(Contract):
+    """Tables of the user's: one for each site, or one with a column that names the site."""
+
+    kind: Literal["tables"]
+    folder: str = quantity("folder of the tables; `data:NAME` is below FEDWARD_DATA", default=".")
+    tables: dict[str, str] = quantity(
+        "file, by site; with `site_column` the one entry's name does not matter", min_length=1
+    )
+    names: tuple[str, ...] | None = quantity("columns of files without a header line", default=None)
+    site_column: str | None = quantity("column that names the site of a row", default=None)
+    hold_out: float = quantity("share of the patients kept at the centre", default=0.2, gt=0, lt=1)
+    hold_out_table: str | None = quantity("a table of the centre's own; no site then gives any rows", default=None)
+    split: Literal["patients", "flamby"] = quantity(
+        "how the hold-out is drawn: patients, stratified by outcome; or FLamby's row split of 2022", default="patients"
+    )
+
+
+Source = Annotated[Bundled | Tables, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """The tables of a simulation, before a site has seen them.
+
+    Attributes:
+        tables: raw rows for training, by site.
+        hold_out: central rows, encoded; None only if no valid row was left for it.
+        rejected: sites whose table breaks the schema, with the counts of each rule; they keep all their rows and
+            refuse for themselves.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    hold_out: HoldOut
+    rejected: dict[str, SchemaMismatchError]
+
+
+def data_folder() -> Path:
+    """Return the folder of downloaded data sets: ``FEDWARD_DATA``, else ``../shared/data`` if there, else ``~/.fedward/data``."""
+    if configured := os.environ.get("FEDWARD_DATA"):
+        return Path(configured)
+    beside = Path.cwd().parent / "shared" / "data"
+    return beside if beside.is_dir() else Path.home() / ".fedward" / "data"
+
+
+def assemble(source: Source, schema: CohortSchema, *, seed: int) -> Federation:
+    """Return the simulated hospitals' tables and the central hold-out.
+
+    Raises:
+        LocalDataError: a table cannot be read, or no site has a valid row.
+        SplitOverlapError: a patient of the central table is also at a site.
+    """
+    frames = _bundled(source, seed) if isinstance(source, Bundled) else _tables(source)
+    own = isinstance(source, Tables) and source.hold_out_table
+    train: dict[str, pd.DataFrame] = {}
+    kept: dict[str, pd.DataFrame] = {}
+    rejected: dict[str, SchemaMismatchError] = {}
+    decided: dict[str, bool] = {}
+    for index, (site, frame) in enumerate(sorted(frames.items())):
+        try:
+            usable = complete_rows(frame, schema)
+            rows = encode(usable, schema)
+        except SchemaMismatchError as error:
+            train[site], rejected[site] = frame, error
+            continue
+        held = np.zeros(len(usable), dtype=bool) if own else _held_out(source, rows, decided, [seed, 2, index])
+        train[site], kept[site] = usable.loc[~held], usable.loc[held]
+    if isinstance(source, Tables) and source.hold_out_table:
+        kept = {"central": read_table(_folder(source) / source.hold_out_table, names=source.names)}
+    hold_out = _hold_out(kept, schema)
+    _refuse_overlap(train, kept, schema, rejected)
+    return Federation(train, hold_out, rejected)
+
+
+def settle(federation: Federation, study: Study, policy: Policy, root: Path) -> dict[str, Path]:
+    """Make one home for each site below `root`, with its table, its policy and its approval of `study`.
+
+    Returns the homes, by site. They hold patients' rows: `root` is the caller's to remove.
+    """
+    homes: dict[str, Path] = {}
+    for site, frame in federation.tables.items():
+        home = root / site
+        entry = TableEntry(table=f"{COHORT}.csv")
+        write_site(home, SiteConfig(site=site, policy=policy, cohorts={COHORT: entry}))
+        frame.to_csv(home / entry.table, index=False)
+        approve(home, study, COHORT)
+        homes[site] = home
+    return homes
+
+
+def _folder(source: Tables) -> Path:
+    if source.folder.startswith("data:"):
+        folder = data_folder() / source.folder.removeprefix("data:")
+        if not folder.is_dir():
+            name = folder.name
+            msg = f"the data set {name} is not at {folder}"
+            raise LocalDataError(
+                msg, remedy=f"fedward data get {name}, or point FEDWARD_DATA to a folder that has {name}/"
+            )
+        return folder
+    return Path(source.folder)
+
+
+def _tables(source: Tables) -> dict[str, pd.DataFrame]:
+    folder = _folder(source)
+    frames = {site: read_table(folder / file, names=source.names) for site, file in source.tables.items()}
+    if source.site_column is None:
+        return frames
+    import pandas as pd  # noqa: PLC0415  (see fedward_common.tables.read_table)
+
+    whole = pd.concat(frames.values(), ignore_index=True)
+    if source.site_column not in whole.columns:
+        msg = f"site_column {source.site_column!r} is no column of the table"
+        raise StudyError(msg)
+    groups = whole.groupby(source.site_column, sort=True, dropna=True)
+    return {_site_name(value): group.reset_index(drop=True) for value, group in groups}
+
+
+def _site_name(value: object) -> str:
+    text = "".join(c if c.isalnum() or c in "_.-" else "_" for c in str(value))
+    return text if text[:1].isalnum() else f"site{text}"
+
+
+def _bundled(source: Bundled, seed: int) -> dict[str, pd.DataFrame]:
+    """Return scikit-learn's Wisconsin table, read without importing scikit-learn, dealt to the hospitals."""
+    import pandas as pd  # noqa: PLC0415  (see fedward_common.tables.read_table)
+
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        msg = "scikit-learn is not installed; it ships the breast_cancer table"
+        raise InstallationError(msg, remedy="pip install 'fedward[simulation]'")
+    path = Path(spec.origin).parent / "datasets" / "data" / f"{source.dataset}.csv"
+    frame = pd.read_csv(path, skiprows=1, header=None, dtype=str, names=[*WISCONSIN, "diagnosis"])
+    frame["diagnosis"] = frame["diagnosis"].map({"0": "malignant", "1": "benign"})
+    if abs(sum(source.hospitals.values()) - 1) > 1e-6:  # noqa: PLR2004  (rounding of decimal shares)
+        msg = f"cohort.source.hospitals sum to {sum(source.hospitals.values()):g}, not to 1"
+        raise StudyError(msg)
+    order = np.random.Generator(np.random.PCG64([seed, 1])).permutation(len(frame))
+    edges = np.rint(np.cumsum([0.0, *source.hospitals.values()]) * len(frame)).astype(int)
+    return {
+        site: frame.iloc[order[start:end]].reset_index(drop=True)
+        for site, start, end in zip(source.hospitals, edges, edges[1:], strict=False)
+    }
+
+
+def _held_out(source: Source, rows: Rows, decided: dict[str, bool], seed: list[int]) -> npt.NDArray[np.bool_]:
+    """Return which rows go to the centre, whole patients only; `decided` keeps one decision for all sites."""
+    if isinstance(source, Tables) and source.split == "flamby":
+        return _flamby_split(rows.labels)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    outcome = np.zeros(rows.patient_count, dtype=bool)
+    np.logical_or.at(outcome, rows.patients, rows.labels == 1)
+    held = np.zeros(rows.patient_count, dtype=bool)
+    for value in (False, True):
+        members = np.nonzero(outcome == value)[0]
+        count = round(len(members) * source.hold_out)
+        held[generator.permutation(members)[:count]] = True
+    for code, identifier in enumerate(rows.identifiers or ()):
+        held[code] = decided.setdefault(identifier, bool(held[code]))
+    return held[rows.patients]
+
+
+def _flamby_split(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return FLamby's test rows of one centre (owkin/FLamby, Fed-Heart-Disease: 34 %, random_state 43)."""
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415  (one study needs it)
+
+    counts = np.bincount(labels, minlength=2)
+    stratify = labels if (counts > 2).all() else None  # noqa: PLR2004  (FLamby's rule)
+    _, test = train_test_split(
+        np.arange(len(labels)), test_size=1 - 0.66, train_size=0.66, random_state=43, shuffle=True, stratify=stratify
+    )
+    held = np.zeros(len(labels), dtype=bool)
+    held[test] = True
+    return held
+
+
+def _hold_out(kept: Mapping[str, pd.DataFrame], schema: CohortSchema) -> HoldOut:
+    import pandas as pd  # noqa: PLC0415  (see fedward_common.tables.read_table)
+
+    usable = {site: frame for site, frame in kept.items() if len(frame)}
+    if not usable:
+        msg = "no row is left for the central hold-out"
+        raise LocalDataError(msg, remedy="give more valid rows, or a larger cohort.source.hold_out")
+    centres = np.concatenate([np.full(len(frame), code) for code, frame in enumerate(usable.values())])
+    rows = encode(pd.concat(usable.values(), ignore_index=True), schema)
+    return HoldOut(rows, centres.astype(np.int64), tuple(usable))
+
+
+def _refuse_overlap(
+    train: Mapping[str, pd.DataFrame],
+    kept: Mapping[str, pd.DataFrame],
+    schema: CohortSchema,
+    rejected: Mapping[str, object],
+) -> None:
+    """Refuse a patient on both sides; without identifiers only the rows of a separate central table are compared."""
+    if schema.patient is None and "central" not in kept:
+        return
+    columns = [schema.patient] if schema.patient else [*schema.columns, schema.label.column]
+
+    def keys(frame: pd.DataFrame) -> set[tuple[str, ...]]:
+        return set(frame[columns].astype(str).itertuples(index=False, name=None))
+
+    central = set().union(*(keys(frame) for frame in kept.values()))
+    shared = {site: len(keys(frame) & central) for site, frame in train.items() if site not in rejected}
+    found = {site: number for site, number in shared.items() if number}
+    if found:
+        listing = ", ".join(f"{site}: {number}" for site, number in found.items())
+        msg = f"patients of the central hold-out are also at a site ({listing})"
+        raise SplitOverlapError(msg, remedy="take these patients out of one side")
+
+
+_MEASUREMENTS = (
+    "radius", "texture", "perimeter", "area", "smoothness",
+    "compactness", "concavity", "concave points", "symmetry", "fractal dimension",
+)  # fmt: skip
+WISCONSIN = (
+    *(f"mean {name}" for name in _MEASUREMENTS),
+    *(f"{name} error" for name in _MEASUREMENTS),
+    *(f"worst {name}" for name in _MEASUREMENTS),
+)
+"""Column names of the Wisconsin table, as scikit-learn gives them."""

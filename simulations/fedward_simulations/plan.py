@@ -1,0 +1,76 @@
+"""From composed values to what a simulation needs: the contract, and beside it what no contract carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from fedward_client.policy import Policy
+from fedward_common.contract import Contract, quantity, validated
+from fedward_common.errors import StudyError
+from fedward_common.privacy import calibrated
+from fedward_common.study import Study
+from fedward_simulations.federation import Federation, Source, assemble
+
+__all__ = ["EngineSettings", "Plan", "draft_plan"]
+
+
+class EngineSettings(Contract):
+    """How the sites are run."""
+
+    name: Literal["local", "ray", "deployed"]
+    workers: int = quantity("processes that train", "processes", default=2, ge=1, le=256)
+    baselines: bool = quantity("also train each hospital alone, and all rows in one place", default=True)
+
+
+class _Beside(Contract):
+    engine: EngineSettings
+    policy: Policy
+    source: Source
+
+
+class Plan(Contract):
+    """One simulation: `study` is what the hospitals are asked, the rest is how they are simulated."""
+
+    study: Study
+    engine: EngineSettings
+    policy: Policy
+    source: Source
+
+    def with_sites(self, federation: Federation) -> Study:
+        """Return the study with the federation's sites named, and its noise calibrated."""
+        contract = self.study.contract() | {"sites": sorted(federation.tables)}
+        return calibrated(Study.of(contract))
+
+
+def draft_plan(values: Mapping[str, Any]) -> Plan:
+    """Return the plan in composed values; the study's sites are filled in once the tables are known.
+
+    Raises:
+        StudyError: a key or value that the contract has no place for; every one is named.
+    """
+    rest = dict(values)
+    cohort = dict(rest.pop("cohort", None) or {})
+    beside = {"engine": rest.pop("engine", {}), "policy": rest.pop("policy", {}), "source": cohort.pop("source", None)}
+    if beside["source"] is None:
+        msg = "cohort.source is missing"
+        raise StudyError(msg, remedy="it says where the simulated hospitals' tables are")
+    settings = _prefixed(beside)
+    study = Study.of({"sites": ["a", "b"], **rest, "cohort": cohort.pop("schema", {}), **_misplaced(cohort)})
+    return Plan(study=study, engine=settings.engine, policy=settings.policy, source=settings.source)
+
+
+def _misplaced(cohort: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn keys beside `cohort.schema` and `cohort.source` into unknown keys of the study, so that they are reported."""
+    return {f"cohort.{key}": value for key, value in cohort.items()}
+
+
+def _prefixed(beside: Mapping[str, Any]) -> _Beside:
+    return validated(_Beside, beside)
+
+
+def build(values: Mapping[str, Any]) -> tuple[Plan, Federation, Study]:
+    """Return plan, tables and finished contract of a composed simulation."""
+    plan = draft_plan(values)
+    federation = assemble(plan.source, plan.study.cohort, seed=plan.study.seed)
+    return plan, federation, plan.with_sites(federation)
