@@ -7,9 +7,11 @@ finite and the noise are here, because of what a library's defaults let through 
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -59,7 +61,9 @@ def clipped_sum(
     if not len(features):
         return ClippedSum(tuple(torch.zeros_like(p) for p in parameters), clip_norm)
     model.zero_grad(set_to_none=True)
-    patient_losses(model, features, labels, mask).sum().backward()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():  # Opacus hooks modules whose inputs need no gradient; torch says so at each step
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        patient_losses(model, features, labels, mask).sum().backward()  # type: ignore[no-untyped-call]
     samples = [p.grad_sample.flatten(start_dim=1).to(torch.float32) for p in parameters]
     norms = torch.stack([s.norm(dim=1) for s in samples]).norm(dim=0)
     finite = torch.isfinite(norms)
@@ -73,7 +77,7 @@ def clipped_sum(
 
 
 def add_noise(
-    total: ClippedSum, noise_multiplier: float, generator: torch.Generator | None = None
+    total: ClippedSum, noise_multiplier: float, generator: np.random.Generator | None = None
 ) -> tuple[torch.Tensor, ...]:
     """Return `total` plus independent Gaussian noise of standard deviation ``noise_multiplier * total.l2_bound``.
 
@@ -81,9 +85,10 @@ def add_noise(
         total: what may leave once noised.
         noise_multiplier: σ.
         generator: for tests only; by default a new one, seeded from the operating system for this release alone.
+            NumPy's, because torch's CPU generator keeps 32 bits of any seed: few enough to try them all and take
+            the noise off again.
     """
     if generator is None:
-        generator = torch.Generator()
-        generator.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+        generator = np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(32), "little")))
     scale = noise_multiplier * total.l2_bound
-    return tuple(t + torch.randn(t.shape, generator=generator) * scale for t in total.tensors)
+    return tuple(t + torch.from_numpy(generator.normal(0.0, scale, tuple(t.shape))).to(t) for t in total.tensors)

@@ -110,8 +110,8 @@ class Site:
         except Refusal as refusal:
             return write_refusal(self.config.site, refusal)
         except SchemaMismatchError as error:
-            refusal = Refusal(RefusalCode.COHORT_MISMATCH, error.message, fields={"rule_count": len(error.counts)})
-            return write_refusal(self.config.site, refusal)
+            mismatch = Refusal(RefusalCode.COHORT_MISMATCH, error.message, fields={"rule_count": len(error.counts)})
+            return write_refusal(self.config.site, mismatch)
         except LocalDataError as error:
             return write_refusal(self.config.site, Refusal(RefusalCode.COHORT_MISSING, error.message))
         except FedwardError as error:

@@ -88,7 +88,8 @@ def _explain(root: type[BaseModel], item: Any) -> str:
     if kind == "missing":
         return f"{'.'.join(path)} is missing"
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
-        return f"{'.'.join(path)}: {context.get('discriminator', 'kind')} must be one of {context.get('expected_tags', 'the known kinds')}"
+        tags = context.get("expected_tags", "the known kinds")
+        return f"{'.'.join(path)}: {context.get('discriminator', 'kind')} must be one of {tags}"
     message = str(item["msg"]).removeprefix("Value error, ")
     return f"{'.'.join(path) or 'study'}{unit and f' ({unit.strip()})'}: {message}"
 

@@ -142,7 +142,7 @@ class RefusalCode(StrEnum):
 _REFUSAL_FIELDS: Final = frozenset({"key", "limit", "asked", "round", "rule_count"})
 
 
-class Refusal(FedwardError):
+class Refusal(FedwardError):  # noqa: N818  (a decision, not a fault)
     """A site's no.
 
     Args:

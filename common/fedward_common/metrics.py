@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Interval", "accuracy", "auroc", "bootstrap", "mean_of_groups", "roc_points"]
+__all__ = [
+    "Interval",
+    "auroc",
+    "auroc_of_levels",
+    "bootstrap",
+    "bootstrap_all",
+    "roc_points",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -25,25 +32,18 @@ class Interval:
 
 def auroc(labels: Ints, scores: Floats) -> float:
     """Return the area under the ROC curve (Hanley & McNeil 1982; ties count half); NaN with one class only."""
-    positives = int(labels.sum())
-    negatives = len(labels) - positives
-    if not positives or not negatives:
-        return float("nan")
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    rank_sum = float(ranks[inverse.reshape(-1)][labels == 1].sum())
-    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+    _, levels = np.unique(scores, return_inverse=True)
+    return auroc_of_levels(labels, levels.reshape(-1).astype(np.int64))
 
 
-def accuracy(labels: Ints, scores: Floats, threshold: float = 0.5) -> float:
-    """Return the share of rows on the right side of `threshold`; NaN without rows."""
-    return float(np.mean((scores >= threshold) == (labels == 1))) if len(labels) else float("nan")
-
-
-def mean_of_groups(labels: Ints, scores: Floats, groups: Ints, threshold: float = 0.5) -> float:
-    """Return the unweighted mean of each group's accuracy; NaN without rows."""
-    values = [accuracy(labels[groups == g], scores[groups == g], threshold) for g in np.unique(groups)]
-    return float(np.mean(values)) if values else float("nan")
+def auroc_of_levels(labels: Ints, levels: Ints) -> float:
+    """Return the AUROC of scores given as their ranks 0, 1, …, equal scores sharing one; for many resamples."""
+    size = int(levels.max(initial=0)) + 1
+    positives = np.bincount(levels, weights=labels, minlength=size)
+    negatives = np.bincount(levels, minlength=size) - positives
+    below = np.cumsum(negatives) - negatives / 2
+    pairs = positives.sum() * negatives.sum()
+    return float(positives @ below / pairs) if pairs else float("nan")
 
 
 def roc_points(labels: Ints, scores: Floats) -> tuple[Floats, Floats]:
@@ -59,10 +59,19 @@ def roc_points(labels: Ints, scores: Floats) -> tuple[Floats, Floats]:
 def bootstrap(
     statistic: Callable[[Ints], float], patients: Ints, *, resamples: int, confidence: float, seed: int
 ) -> Interval:
-    """Return a percentile interval (Efron & Tibshirani 1993, chapter 13), drawing patients with replacement.
+    """Return `bootstrap_all` for a single number."""
+    return bootstrap_all(
+        lambda rows: np.array([statistic(rows)]), patients, resamples=resamples, confidence=confidence, seed=seed
+    )[0]
+
+
+def bootstrap_all(
+    statistics: Callable[[Ints], Floats], patients: Ints, *, resamples: int, confidence: float, seed: int
+) -> list[Interval]:
+    """Return percentile intervals (Efron & Tibshirani 1993, chapter 13), drawing patients with replacement.
 
     Args:
-        statistic: takes row indices, gives one number; NaN resamples (one class only) are left out.
+        statistics: takes row indices, gives a vector; NaN entries (one class only) are left out, each by itself.
         patients: codes 0..n-1 for each row; rows of a patient are drawn together.
         resamples: number of draws.
         confidence: level, for example 0.95.
@@ -77,8 +86,14 @@ def bootstrap(
     for _ in range(resamples if count else 0):
         drawn = generator.integers(0, count, size=count)
         rows = order[drawn] if single else np.concatenate([order[starts[p] : starts[p + 1]] for p in drawn])
-        values.append(statistic(rows))
-    finite = np.array([v for v in values if np.isfinite(v)])
+        values.append(statistics(rows))
+    whole = statistics(np.arange(len(patients)))
+    table = np.array(values, dtype=float).reshape(-1, len(whole))
+    return [_interval(float(value), table[:, i], confidence) for i, value in enumerate(whole)]
+
+
+def _interval(value: float, resampled: Floats, confidence: float) -> Interval:
+    finite = resampled[np.isfinite(resampled)]
     tail = (1 - confidence) / 2
     low, high = np.quantile(finite, [tail, 1 - tail]) if len(finite) else (float("nan"), float("nan"))
-    return Interval(statistic(np.arange(len(patients))), float(low), float(high))
+    return Interval(value, float(low), float(high))

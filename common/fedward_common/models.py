@@ -7,6 +7,7 @@ and one patient's gradient depends on that patient alone.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -76,7 +77,7 @@ def _shapes(study: Study) -> list[tuple[str, tuple[int, ...]]]:
     """Return names and shapes without torch, in the order of `Module.named_parameters`."""
     widths = [len(feature_names(study.cohort)), *(study.model.hidden if isinstance(study.model, Mlp) else ()), 1]
     shapes: list[tuple[str, tuple[int, ...]]] = []
-    for index, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         shapes += [(f"{2 * index}.weight", (outputs, inputs)), (f"{2 * index}.bias", (outputs,))]
     return shapes
 
@@ -120,7 +121,7 @@ def load_weights(model: nn.Module, vector: npt.NDArray[np.float32]) -> None:
         start = 0
         for parameter in model.parameters():
             count = parameter.numel()
-            chunk = torch.from_numpy(np.ascontiguousarray(vector[start : start + count]))
+            chunk = torch.from_numpy(vector[start : start + count].copy())
             parameter.copy_(chunk.view_as(parameter))
             start += count
 

@@ -116,7 +116,7 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
         middle = math.sqrt(low * high)
         low, high = (low, middle) if spent(middle) <= epsilon else (middle, high)
     digits = 3 - math.floor(math.log10(high))
-    return math.ceil(high * 10**digits) / 10**digits
+    return float(math.ceil(high * 10.0**digits) / 10.0**digits)
 
 
 def calibrated(study: Study) -> Study:
@@ -133,6 +133,7 @@ def calibrated(study: Study) -> Study:
         return study.model_copy(update={"privacy": privacy.model_copy(update={"noise_multiplier": sigma})})
     spent = epsilon_of([Spend(privacy.noise_multiplier, rate, study.total_steps)], privacy.delta)
     if spent > privacy.epsilon:
-        msg = f"privacy.noise_multiplier = {privacy.noise_multiplier:g} spends epsilon {spent:.3f}, more than {privacy.epsilon:g}"
+        sigma = privacy.noise_multiplier
+        msg = f"privacy.noise_multiplier = {sigma:g} spends epsilon {spent:.3f}, more than {privacy.epsilon:g}"
         raise StudyError(msg, remedy="leave noise_multiplier out: it is calibrated from epsilon, delta and the steps")
     return study

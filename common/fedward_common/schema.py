@@ -7,13 +7,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fedward_common.contract import Contract, quantity
 
 __all__ = ["CategoricalColumn", "CohortSchema", "Column", "Label", "NumericColumn"]
 
-Scalar = str | int | float
+_LARGEST = 1e15
+"""Numbers of a schema stay exact in a float64, and their differences finite."""
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        msg = "true and false are no cells of a table; YAML reads yes and no as these: write 'yes' in quotes"
+        raise ValueError(msg)  # noqa: TRY004  (pydantic reports ValueError only)
+    if isinstance(value, int | float) and abs(value) > _LARGEST:
+        msg = f"numbers end at {_LARGEST:g}"
+        raise ValueError(msg)
+    return value
+
+
+Scalar = Annotated[str | int | float, BeforeValidator(_cell)]
 
 
 class NumericColumn(Contract):
@@ -21,8 +35,10 @@ class NumericColumn(Contract):
 
     kind: Literal["numeric"] = "numeric"
     unit: str = quantity("unit of measurement, for example mmHg; 1 for a pure number", min_length=1, max_length=40)
-    minimum: float = quantity("smallest value that is possible, in `unit`; a smaller one breaks the schema")
-    maximum: float = quantity("largest value that is possible, in `unit`")
+    minimum: float = quantity(
+        "smallest value that is possible, in `unit`; a smaller one breaks the schema", ge=-_LARGEST, le=_LARGEST
+    )
+    maximum: float = quantity("largest value that is possible, in `unit`", ge=-_LARGEST, le=_LARGEST)
     integer: bool = quantity("whole numbers only", default=False)
     missing: bool = quantity("may be missing: adds a 0/1 feature that says so", default=False)
     missing_marks: tuple[Scalar, ...] = quantity(
@@ -47,14 +63,16 @@ class NumericColumn(Contract):
 
 
 class CategoricalColumn(Contract):
-    """One of a closed list. Two categories give one 0/1 feature (the second is 1), more give one each.
+    """One of a list. Two categories give one 0/1 feature (the second is 1), more give one each.
 
-    With `group` there is one 0/1 feature only: whether the value is in the group.
+    With `group` there is one 0/1 feature only: whether the value is in the group. With `other` the list is open:
+    each category has a feature of its own, and all of them are 0 for a value that is not listed.
     """
 
     kind: Literal["categorical"] = "categorical"
     categories: tuple[Scalar, ...] = quantity("all values that are possible", min_length=2, max_length=1000)
     group: tuple[Scalar, ...] | None = quantity("categories told apart from all others", default=None, min_length=1)
+    other: bool = quantity("values that are not listed may occur: all features are 0 for them", default=False)
     missing: bool = quantity("may be missing: all its features are 0 and one more says so", default=False)
     missing_marks: tuple[Scalar, ...] = quantity(
         "values of this column that mean missing, besides the schema's", default=()
@@ -62,7 +80,7 @@ class CategoricalColumn(Contract):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        if len(set(map(str, self.categories))) != len(self.categories):
+        if min(len(set(self.categories)), len(set(map(str, self.categories)))) != len(self.categories):
             msg = "categories are listed twice"
             raise ValueError(msg)
         if self.group is not None and not set(map(str, self.group)) < set(map(str, self.categories)):
@@ -75,7 +93,8 @@ class CategoricalColumn(Contract):
         """The values for which each of the column's 0/1 features is 1, in order."""
         if self.group is not None:
             return (self.group,)
-        shown = self.categories[1:] if len(self.categories) == 2 else self.categories  # noqa: PLR2004  (two: one says all)
+        one_says_all = len(self.categories) == 2 and not self.other  # noqa: PLR2004  (the two of a closed list)
+        shown = self.categories[1:] if one_says_all else self.categories
         return tuple((value,) for value in shown)
 
 
@@ -112,9 +131,10 @@ class CohortSchema(Contract):
     patient: str | None = quantity("column that identifies the patient; null: each row is one patient", default=None)
     max_rows_per_patient: int = quantity("rows of one patient used at a time", "rows", default=8, ge=1, le=1024)
     missing_marks: tuple[Scalar, ...] = quantity("values that mean missing in every column", default=("", "NA", "?"))
-    incomplete_rows: Literal["reject", "drop"] = quantity(
+    incomplete_rows: Literal["reject", "drop", "drop_unlabelled"] = quantity(
         "drop: a row with one of the schema's missing marks is left out; reject: it is kept where the column may be "
-        "missing, and else counts as broken",
+        "missing, and else counts as broken; drop_unlabelled: a row without a label is left out, any other is as "
+        "under reject",
         default="reject",
     )
 

@@ -181,6 +181,11 @@ class Study(Contract):
         if self.aggregation.quorum > max(len(self.sites), 2):
             msg = f"aggregation.quorum = {self.aggregation.quorum} sites, but the study names {len(self.sites)}"
             raise ValueError(msg)
+        try:
+            self.canonical()
+        except ValueError:  # half of a surrogate pair
+            msg = "a text has no UTF-8 form"
+            raise ValueError(msg) from None
         return self
 
     @property

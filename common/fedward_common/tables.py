@@ -6,7 +6,8 @@ schema is rejected whole, with the number of broken rows for each rule and never
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Rows", "complete_rows", "encode", "feature_names", "read_table"]
 
 _READERS: Final = {".csv": "csv", ".data": "csv", ".gz": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet"}
+_NOT_A_NUMBER: Final = ": not a number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ def read_table(path: Path, *, names: Sequence[str] | None = None) -> pd.DataFram
     """
     import pandas as pd  # noqa: PLC0415  (a second of start-up that training children do not need)
 
+    remedy = "check that the file exists, is complete and is a CSV or Parquet table"
     kind = _READERS.get(path.suffix.lower())
     if kind is None:
         msg = f"{path.name}: tables end in {', '.join(sorted(_READERS))}"
@@ -85,7 +88,13 @@ def read_table(path: Path, *, names: Sequence[str] | None = None) -> pd.DataFram
         separator = "\t" if kind == "tsv" else ","
         header = None if names else 0
         return pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, header=header, names=names, skipinitialspace=True
+            path,
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            header=header,
+            names=list(names) if names else None,
+            skipinitialspace=True,
         )
     except (OSError, ValueError) as error:  # pandas raises ValueError for every malformed table
         msg = f"{path.name} cannot be read as a table ({type(error).__name__})"
@@ -104,7 +113,7 @@ def encode(frame: pd.DataFrame, schema: CohortSchema) -> Rows:
     """
     usable = complete_rows(frame, schema)
     parsed, counts = _parse(usable, schema)
-    counts |= _violations(parsed, schema)
+    counts |= _violations(parsed, schema, counts)
     if counts:
         listing = "; ".join(f"{rule}: {number} rows" for rule, number in counts.items())
         msg = f"{len(counts)} rules of the schema are broken ({listing})"
@@ -112,10 +121,10 @@ def encode(frame: pd.DataFrame, schema: CohortSchema) -> Rows:
             msg, counts=counts, remedy="correct the rows, or ask the study's author whether a unit or range is wrong"
         )
     codes, identifiers = _patients(parsed, schema)
-    labels = parsed[schema.label.column].isin(_comparable(schema.label.positive, schema.label.vocabulary))
+    positive = _comparable(schema.label.positive, schema.label.vocabulary)
     return Rows(
         features=_matrix(parsed, schema),
-        labels=labels.to_numpy(dtype=np.int64),
+        labels=np.asarray(parsed[schema.label.column].isin(positive), dtype=np.int64),
         patients=codes,
         identifiers=identifiers,
         dropped=len(frame) - len(usable),
@@ -142,6 +151,8 @@ def _require_columns(frame: pd.DataFrame, schema: CohortSchema) -> None:
         if name not in present:
             guess = nearest(name, present)
             counts[f"column {name!r} is missing" + (f" (is it {guess!r}?)" if guess else "")] = len(frame)
+        elif present.count(name) > 1:
+            counts[f"column {name!r} stands there more than once"] = len(frame)
     if counts:
         msg = "; ".join(counts)
         raise SchemaMismatchError(msg, counts=counts, remedy="rename the columns as the study declares them")
@@ -184,7 +195,7 @@ def _parse(frame: pd.DataFrame, schema: CohortSchema) -> tuple[pd.DataFrame, dic
         numbers = pd.to_numeric(text.where(~gone, "nan"), errors="coerce").astype(float)
         broken = int((numbers.isna() & ~gone).sum())
         if broken:
-            counts[f"{name}: not a number"] = broken
+            counts[name + _NOT_A_NUMBER] = broken
         parsed[name] = numbers
 
     for name, column in schema.columns.items():
@@ -197,15 +208,19 @@ def _parse(frame: pd.DataFrame, schema: CohortSchema) -> tuple[pd.DataFrame, dic
 
 
 def _complete(frame: pd.DataFrame, schema: CohortSchema) -> npt.NDArray[np.bool_]:
-    """Return which rows carry no mark of the schema's in any named column; a column's own marks do not count."""
+    """Return which rows carry no mark of the schema's in any column that has to be complete.
+
+    These are the label, and under ``drop`` all features; a column's own marks do not count.
+    """
     complete = np.ones(len(frame), dtype=bool)
-    for name in (*schema.columns, schema.label.column):
+    features = schema.columns if schema.incomplete_rows == "drop" else ()
+    for name in (*features, schema.label.column):
         complete &= ~_missing(frame[name], schema.missing_marks).to_numpy(dtype=bool)
     return complete
 
 
-def _violations(parsed: pd.DataFrame, schema: CohortSchema) -> dict[str, int]:
-    """Return the number of broken rows for each rule, as pandera finds them."""
+def _violations(parsed: pd.DataFrame, schema: CohortSchema, unreadable: Mapping[str, int]) -> dict[str, int]:
+    """Return the number of broken rows for each rule, as pandera finds them; `unreadable` cells are not missing."""
     import pandera.errors  # noqa: PLC0415  (see read_table)
     import pandera.pandas as pa  # noqa: PLC0415  (see read_table)
 
@@ -222,7 +237,11 @@ def _violations(parsed: pd.DataFrame, schema: CohortSchema) -> dict[str, int]:
     except pandera.errors.SchemaErrors as error:
         cases = error.failure_cases
         checks = cases["check"].where(cases["check"] != "not_nullable", cases["column"] + ": missing")
-        return {str(rule): int(number) for rule, number in checks.value_counts(sort=False).items()}
+        rules = {str(rule): int(number) for rule, number in checks.value_counts(sort=False).items()}
+        for rule, number in unreadable.items():
+            gone = rule.replace(_NOT_A_NUMBER, ": missing")
+            rules[gone] = rules.get(gone, number) - number
+        return {rule: number for rule, number in rules.items() if number}
     return {}
 
 
@@ -231,9 +250,8 @@ def _pandera_column(name: str, column: NumericColumn | CategoricalColumn) -> Any
 
     if isinstance(column, CategoricalColumn):
         allowed = _comparable(column.categories, column.categories)
-        return pa.Column(
-            None, pa.Check.isin(allowed, error=f"{name}: not one of the categories"), nullable=column.missing
-        )
+        listed = pa.Check.isin(allowed, error=f"{name}: not one of the categories")
+        return pa.Column(None, None if column.other else listed, nullable=column.missing)
     checks = [
         pa.Check.ge(column.minimum, error=f"{name}: below {column.minimum:g} {column.unit}"),
         pa.Check.le(column.maximum, error=f"{name}: above {column.maximum:g} {column.unit}"),
@@ -251,20 +269,21 @@ def _patients(parsed: pd.DataFrame, schema: CohortSchema) -> tuple[npt.NDArray[n
 
 
 def _matrix(parsed: pd.DataFrame, schema: CohortSchema) -> npt.NDArray[np.float32]:
-    features: list[npt.NDArray[np.float64]] = []
+    features: list[npt.NDArray[Any]] = []
     for name, column in schema.columns.items():
         series = parsed[name]
         if isinstance(column, NumericColumn):
             filled = series if column.impute is None else series.fillna(column.impute)
             span = column.maximum - column.minimum
-            features.append((2 * filled.to_numpy(dtype=float) - column.minimum - column.maximum) / span)
+            scaled = (2 * filled.to_numpy(dtype=float) - column.minimum - column.maximum) / span
+            features.append(scaled.clip(-1.0, 1.0))  # the last bit's rounding
         else:
             features.extend(
                 series.isin(_comparable(values, column.categories)).to_numpy(dtype=float)
                 for values in column.indicators
             )
         if column.missing:
-            features.append(series.isna().to_numpy(dtype=float))
+            features.append(np.asarray(series.isna(), dtype=float))
     if not len(parsed):
         return np.zeros((0, len(feature_names(schema))), dtype=np.float32)
     return np.stack(features, axis=1).astype(np.float32)

@@ -284,20 +284,20 @@ def _vector(content: RecordDict, name: str, dtype: np.dtype[Any], size: int) -> 
     if len(data) > size * dtype.itemsize + _NPY_HEADER_BYTES:
         msg = f"{len(data)} bytes are more than {size} parameters need"
         raise ValueError(msg)
-    stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise ValueError
-        shape, fortran, found = np.lib.format.read_array_header_1_0(stream)
-    except (ValueError, EOFError, SyntaxError, TypeError, UnicodeDecodeError):
-        msg = "the array is not in NPY format 1.0"
-        raise ValueError(msg) from None
-    if found != dtype or shape != (size,) or fortran:
-        msg = f"expected {dtype} of shape ({size},), found {found} of shape {shape}"
+    header = _npy_header(dtype, size)
+    if data[: len(header)] != header:
+        msg = f"the array is not {dtype} of shape ({size},) in NPY format 1.0"
         raise ValueError(msg)
-    body = data[stream.tell() :]
+    body = data[len(header) :]
     if len(body) != size * dtype.itemsize:
-        msg = "the array is cut short"
+        msg = f"the array holds {len(body)} bytes, not {size * dtype.itemsize}"
         raise ValueError(msg)
     return np.frombuffer(body, dtype=dtype)
+
+
+def _npy_header(dtype: np.dtype[Any], size: int) -> bytes:
+    """Return the one header that NumPy writes for a packed vector; it is compared, so no foreign header is parsed."""
+    stream = io.BytesIO()
+    description = {"descr": dtype.str, "fortran_order": False, "shape": (size,)}
+    np.lib.format.write_array_header_1_0(stream, description)
+    return stream.getvalue()

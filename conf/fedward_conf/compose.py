@@ -70,7 +70,7 @@ def _refuse_clashes(config_dir: Path) -> None:
         mine = {path.stem for path in (config_dir / group).glob("*.yaml")}
         clash = mine & {path.stem for path in (_PACKAGE / group).glob("*.yaml")}
         if clash:
-            name = sorted(clash)[0]
+            name = min(clash)
             msg = f"{config_dir / group / name}.yaml has the name of a packaged file, which would win in silence"
             raise StudyError(msg, remedy=f"rename it, for example {group}/my_{name}.yaml")
 

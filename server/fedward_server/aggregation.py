@@ -14,7 +14,7 @@ from fedward_common.wire import Update
 __all__ = ["Aggregator", "Mean", "aggregator_for"]
 
 Weights = npt.NDArray[np.float32]
-State = dict[str, npt.NDArray[np.generic]]
+State = dict[str, npt.NDArray[np.float64]]
 
 
 class Aggregator(Protocol):

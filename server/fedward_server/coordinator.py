@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,13 +22,14 @@ from fedward_common.errors import CoordinatorError
 from fedward_common.models import initial_weights, parameter_spec
 from fedward_common.privacy import Spend, epsilon_of, epsilon_schedule, round_spend
 from fedward_common.study import DpSgd, Study
+from fedward_common.study_file import StudyFile
 from fedward_server.aggregation import aggregator_for
 from fedward_server.checkpoint import write_atomically, write_checkpoint
 from fedward_server.evaluation import HoldOut, Predictor, final_metrics, point_metrics, roc_curve
 from fedward_server.result import Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef
-from fedward_server.rounds import ClosedRound, Roster, RoundLoop
+from fedward_server.rounds import Roster, RoundLoop
 
-__all__ = ["Coordinator", "Listener"]
+__all__ = ["Coordinator", "Listener", "TailMean", "dump"]
 
 Weights = npt.NDArray[np.float32]
 Status = Literal["completed", "degraded", "interrupted", "failed"]
@@ -37,18 +37,23 @@ Listener = Callable[[RoundResult], None]
 
 
 @dataclass
-class _TailMean:
+class TailMean:
     """The mean of the models of the study's last rounds; post-processing, so it costs no privacy."""
 
     first_round: int
     total: npt.NDArray[np.float64] | None = None
     count: int = 0
 
-    def take(self, closed: ClosedRound) -> Weights:
+    @classmethod
+    def of(cls, study: Study) -> TailMean:
+        """Return the mean that the study asks for, before its first round."""
+        return cls(1 + round(study.training.rounds * (1 - study.aggregation.average_last)))
+
+    def take(self, round_: int, weights: Weights) -> Weights:
         """Return the model that this round would release."""
-        if closed.round < self.first_round:
-            return closed.weights
-        self.total = closed.weights.astype(np.float64) + (0 if self.total is None else self.total)
+        if round_ < self.first_round:
+            return weights
+        self.total = weights.astype(np.float64) + (0 if self.total is None else self.total)
         self.count += 1
         mean: Weights = (self.total / self.count).astype(np.float32)
         return mean
@@ -95,13 +100,14 @@ class Coordinator:
         run after the last committed round, with the result that there is.
         """
         started, began = datetime.now(UTC), time.monotonic()
-        write_atomically(self.folder / "study.json", _envelope(self.study))
+        write_atomically(self.folder / "study.json", StudyFile(self.study).dump())
         loop = RoundLoop(self.study, grid, roster, aggregator_for(self.study), poll_seconds=poll_seconds)
         status: Status = "completed"
-        reason, released = None, None
+        reason: str | None = None
+        released: Weights | None = None
         try:
-            for released in self._committed(loop):
-                pass
+            for model in self._committed(loop):
+                released = model
         except KeyboardInterrupt:
             status, reason = "interrupted", "stopped by the operator"
         except CoordinatorError as error:
@@ -112,17 +118,20 @@ class Coordinator:
         write_atomically(self.folder / "result.json", dump(self.result))
         return self.result
 
-    def _committed(self, loop: RoundLoop) -> Any:
+    def _committed(self, loop: RoundLoop) -> Iterator[Weights]:
         """Yield the releasable model after each round, checkpointed, judged and told."""
-        training = self.study.training
-        tail = _TailMean(1 + round(training.rounds * (1 - self.study.aggregation.average_last)))
+        tail = TailMean.of(self.study)
         spend = round_spend(self.study)
         delta = self.study.privacy.delta if isinstance(self.study.privacy, DpSgd) else 0.0
         schedule = epsilon_schedule(spend, delta) if spend else None
         loop.enrol()
         for closed in loop.rounds(initial_weights(self.study)):
-            released = tail.take(closed)
-            arrays = {"weights": closed.weights, "released": released, **loop.aggregator.state()}
+            released = tail.take(closed.round, closed.weights)
+            arrays: dict[str, npt.NDArray[Any]] = {
+                "weights": closed.weights,
+                "released": released,
+                **loop.aggregator.state(),
+            }
             if tail.total is not None:
                 arrays["tail_total"] = tail.total
             write_checkpoint(
@@ -224,8 +233,3 @@ class Coordinator:
 def dump(result: RunResult) -> bytes:
     """Return ``result.json`` as bytes, ending in a new line."""
     return (result.model_dump_json(indent=2) + "\n").encode("utf-8")
-
-
-def _envelope(study: Study) -> bytes:
-    content = {"study": study.contract(), "digest": study.digest, "signatures": []}
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

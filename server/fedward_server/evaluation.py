@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedward_common.metrics import Interval, accuracy, auroc, bootstrap, mean_of_groups, roc_points
+from fedward_common.metrics import Interval, auroc_of_levels, bootstrap_all, roc_points
 from fedward_common.study import Study
 from fedward_common.tables import Rows
 
@@ -61,21 +61,21 @@ class TorchPredictor:
 
 def point_metrics(study: Study, hold_out: HoldOut, scores: Scores) -> dict[str, float]:
     """Return each metric's value without an interval; NaN where it has none."""
-    return {name: statistic(np.arange(len(scores))) for name, statistic in _statistics(study, hold_out, scores).items()}
+    names, statistics = _statistics(study, hold_out, scores)
+    return dict(zip(names, map(float, statistics(np.arange(len(scores)))), strict=True))
 
 
 def final_metrics(study: Study, hold_out: HoldOut, scores: Scores) -> dict[str, Interval]:
     """Return each metric with its bootstrap interval, the patients of the hold-out resampled."""
-    return {
-        name: bootstrap(
-            statistic,
-            hold_out.rows.patients,
-            resamples=study.evaluation.bootstrap,
-            confidence=study.evaluation.confidence,
-            seed=study.seed,
-        )
-        for name, statistic in _statistics(study, hold_out, scores).items()
-    }
+    names, statistics = _statistics(study, hold_out, scores)
+    intervals = bootstrap_all(
+        statistics,
+        hold_out.rows.patients,
+        resamples=study.evaluation.bootstrap,
+        confidence=study.evaluation.confidence,
+        seed=study.seed,
+    )
+    return dict(zip(names, intervals, strict=True))
 
 
 def roc_curve(hold_out: HoldOut, scores: Scores) -> tuple[Scores, Scores]:
@@ -83,21 +83,23 @@ def roc_curve(hold_out: HoldOut, scores: Scores) -> tuple[Scores, Scores]:
     return roc_points(hold_out.rows.labels, scores)
 
 
-def _statistics(study: Study, hold_out: HoldOut, scores: Scores) -> dict[str, Callable[[npt.NDArray[np.int64]], float]]:
-    labels, centres, threshold = hold_out.rows.labels, hold_out.centres, study.evaluation.threshold
+def _statistics(
+    study: Study, hold_out: HoldOut, scores: Scores
+) -> tuple[list[str], Callable[[npt.NDArray[np.int64]], Scores]]:
+    """Return the metrics' names and one function from row indices to all their values."""
+    labels, centres = hold_out.rows.labels, hold_out.centres
+    levels = np.unique(scores, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    right = ((scores >= study.evaluation.threshold) == (labels == 1)).astype(float)
+    count = len(hold_out.names)
 
-    def of_centre(code: int) -> Callable[[npt.NDArray[np.int64]], float]:
-        def statistic(rows: npt.NDArray[np.int64]) -> float:
-            inside = rows[centres[rows] == code]
-            return accuracy(labels[inside], scores[inside], threshold)
+    def statistics(rows: npt.NDArray[np.int64]) -> Scores:
+        sizes = np.bincount(centres[rows], minlength=count)
+        hits = np.bincount(centres[rows], weights=right[rows], minlength=count)
+        by_centre = np.divide(hits, sizes, out=np.full(count, np.nan), where=sizes > 0)
+        overall = hits.sum() / len(rows) if len(rows) else np.nan
+        mean = by_centre[sizes > 0].mean() if len(rows) else np.nan
+        area = auroc_of_levels(labels[rows], levels[rows])
+        return np.array([area, overall, mean, *(by_centre if count > 1 else ())])
 
-        return statistic
-
-    statistics: dict[str, Callable[[npt.NDArray[np.int64]], float]] = {
-        "auroc": lambda rows: auroc(labels[rows], scores[rows]),
-        "accuracy": lambda rows: accuracy(labels[rows], scores[rows], threshold),
-        "accuracy_mean_of_centres": lambda rows: mean_of_groups(labels[rows], scores[rows], centres[rows], threshold),
-    }
-    if len(hold_out.names) > 1:
-        statistics |= {f"accuracy.{name}": of_centre(code) for code, name in enumerate(hold_out.names)}
-    return statistics
+    names = ["auroc", "accuracy", "accuracy_mean_of_centres"]
+    return [*names, *(f"accuracy.{name}" for name in hold_out.names)] if count > 1 else names, statistics

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedward_common.errors import StudyError
@@ -22,6 +21,7 @@ from fedward_common.flower_adapter import detached_message
 from fedward_common.models import parameter_spec
 from fedward_common.study import FlowerRule, Study
 from fedward_common.wire import Update
+from fedward_server.bare_grid import BareGrid
 
 __all__ = ["FlowerStrategy"]
 
@@ -50,7 +50,7 @@ class FlowerStrategy:
         """See `Aggregator.start`."""
         self._weights, self._replies = weights, []
         self._round += 1
-        self._strategy.configure_train(self._round, self._record(weights), ConfigRecord(), _NoGrid())
+        self._strategy.configure_train(self._round, self._record(weights), ConfigRecord(), _NodeCount())
 
     def add(self, update: Update) -> None:
         """See `Aggregator.add`. Robust rules compare single updates, so each is kept until `finish`."""
@@ -72,7 +72,7 @@ class FlowerStrategy:
         parts = [record[name].numpy().astype(np.float32).ravel() for name in self._spec.names]
         return np.concatenate(parts)
 
-    def state(self) -> dict[str, npt.NDArray[np.generic]]:
+    def state(self) -> dict[str, npt.NDArray[np.float64]]:
         """See `Aggregator.state`. Flower's strategies offer no state to keep."""
         return {}
 
@@ -80,33 +80,11 @@ class FlowerStrategy:
         return ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in self._spec.split(weights).items()})
 
 
-class _NoGrid(Grid):
-    """What a strategy may see of the grid while it prepares a round: that there are nodes; it sends nothing."""
+class _NodeCount(BareGrid):
+    """What a strategy may see of the grid while it prepares a round: that there are nodes."""
 
     def get_node_ids(self) -> Iterable[int]:
         return range(1, 4097)
-
-    def set_run(self, run: Any) -> None:
-        raise NotImplementedError
-
-    @property
-    def run(self) -> Any:
-        raise NotImplementedError
-
-    def create_message(self, *_: Any, **__: Any) -> Message:
-        raise NotImplementedError
-
-    def get_nodes(self) -> Iterable[Any]:
-        raise NotImplementedError
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        raise NotImplementedError
 
 
 def _instantiate(rule: FlowerRule) -> Strategy:

@@ -77,7 +77,7 @@ class Federation:
 
 
 def data_folder() -> Path:
-    """Return the folder of downloaded data sets: ``FEDWARD_DATA``, else ``../shared/data`` if there, else ``~/.fedward/data``."""
+    """Return where data sets are: ``FEDWARD_DATA``, else ``../shared/data`` if there, else ``~/.fedward/data``."""
     if configured := os.environ.get("FEDWARD_DATA"):
         return Path(configured)
     beside = Path.cwd().parent / "shared" / "data"

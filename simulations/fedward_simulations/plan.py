@@ -10,7 +10,7 @@ from fedward_common.contract import Contract, quantity, validated
 from fedward_common.errors import StudyError
 from fedward_common.privacy import calibrated
 from fedward_common.study import Study
-from fedward_simulations.federation import Federation, Source, assemble
+from fedward_simulations.federation import Federation, Source
 
 __all__ = ["EngineSettings", "Plan", "draft_plan"]
 
@@ -61,16 +61,9 @@ def draft_plan(values: Mapping[str, Any]) -> Plan:
 
 
 def _misplaced(cohort: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn keys beside `cohort.schema` and `cohort.source` into unknown keys of the study, so that they are reported."""
+    """Turn keys beside `cohort.schema` and `cohort.source` into unknown keys of the study: they are reported."""
     return {f"cohort.{key}": value for key, value in cohort.items()}
 
 
 def _prefixed(beside: Mapping[str, Any]) -> _Beside:
     return validated(_Beside, beside)
-
-
-def build(values: Mapping[str, Any]) -> tuple[Plan, Federation, Study]:
-    """Return plan, tables and finished contract of a composed simulation."""
-    plan = draft_plan(values)
-    federation = assemble(plan.source, plan.study.cohort, seed=plan.study.seed)
-    return plan, federation, plan.with_sites(federation)

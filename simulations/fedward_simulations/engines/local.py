@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.serverapp import Grid
 
 from fedward_common.errors import RefusalCode
 from fedward_common.flower_adapter import assume_identity, detached_message
+from fedward_server.bare_grid import BareGrid
 from fedward_simulations.pool import WorkerLostError, WorkerPool
 
 __all__ = ["LocalGrid"]
@@ -22,7 +21,7 @@ _CRASHED = 8  # Flower's ErrorCode.CLIENT_APP_CRASHED
 _LOOK_S = 0.05
 
 
-class LocalGrid(Grid):
+class LocalGrid(BareGrid):
     """A grid whose nodes are folders: node i is the i-th site's home, its messages run in the pool.
 
     Args:
@@ -65,28 +64,6 @@ class LocalGrid(Grid):
                 del self._waiting[identifier]
                 replies.append(_reply(message, task))
         return replies
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push, then pull until every reply is there or `timeout` seconds have passed; for stock strategies."""
-        tasks = {identifier: self._waiting[identifier][1] for identifier in self.push_messages(messages)}
-        wait(tasks.values(), timeout=timeout)
-        return self.pull_messages(tasks)
-
-    def set_run(self, run: Any) -> None:
-        """There is one run."""
-
-    @property
-    def run(self) -> Any:
-        """Not offered: a local grid has no run of Flower's."""
-        raise NotImplementedError
-
-    def create_message(self, *_: Any, **__: Any) -> Message:
-        """Not offered: Flower deprecates it for `Message`."""
-        raise NotImplementedError
-
-    def get_nodes(self) -> Iterable[Any]:
-        """Not offered: local nodes have no keys and no owners."""
-        raise NotImplementedError
 
 
 def _reply(message: Message, task: Future[RecordDict]) -> Message:

@@ -1,0 +1,90 @@
+"""``study.json``: a study, its digest and the signatures over it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from fedward_common.errors import SignatureError, StudyError
+from fedward_common.signing import load_public_key, public_text, sign, verify
+from fedward_common.study import Study
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+__all__ = ["Signature", "StudyFile", "read_study_file"]
+
+MAX_BYTES: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One signature: the signer's public key and the signature, both as text."""
+
+    key: str
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFile:
+    """A study and who signed it."""
+
+    study: Study
+    signatures: tuple[Signature, ...] = ()
+
+    def signed(self, key: Ed25519PrivateKey) -> StudyFile:
+        """Return the file with `key`'s signature added, or renewed."""
+        mine = public_text(key.public_key())
+        others = tuple(s for s in self.signatures if s.key != mine)
+        return replace(self, signatures=(*others, Signature(mine, sign(key, self.study.canonical()))))
+
+    def verify(self, trusted: Sequence[str]) -> str:
+        """Return the first of the `trusted` public keys that signed exactly this study.
+
+        Raises:
+            SignatureError: none did, or a signature of theirs is wrong.
+        """
+        for signature in self.signatures:
+            if signature.key in trusted:
+                verify(load_public_key(signature.key), self.study.canonical(), signature.signature)
+                return signature.key
+        msg = "no trusted key signed this study"
+        raise SignatureError(msg, remedy="fedward study sign FILE --key KEY, and trust the key in KEY.pub")
+
+    def dump(self) -> bytes:
+        """Return the file's bytes."""
+        content = {
+            "study": self.study.contract(),
+            "digest": self.study.digest,
+            "signatures": [{"key": s.key, "signature": s.signature} for s in self.signatures],
+        }
+        return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def read_study_file(path: Path) -> StudyFile:
+    """Return the study in `path`.
+
+    Raises:
+        StudyError: not a study file, not a valid study, or its digest is not the one written beside it.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            msg = f"{path} is larger than {MAX_BYTES} bytes"
+            raise StudyError(msg)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        study, stated = content["study"], content["digest"]
+        signatures = tuple(Signature(str(s["key"]), str(s["signature"])) for s in content["signatures"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        msg = f"{path} is no study file"
+        raise StudyError(msg, remedy="fedward study compose writes one") from error
+    if not isinstance(study, dict):
+        msg = f"{path} holds no study"
+        raise StudyError(msg)
+    parsed = Study.of(study, where=str(path))
+    if parsed.digest != stated:
+        msg = f"{path} was changed: its study has digest {parsed.digest[:12]}…, the file says {str(stated)[:12]}…"
+        raise SignatureError(msg, remedy="take the file from its author again")
+    return StudyFile(parsed, signatures)
