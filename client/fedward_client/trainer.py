@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from fedward_client.clipping import add_noise, clipped_sum, patient_losses
 from fedward_client.cohort import Patients
@@ -43,7 +45,7 @@ def train_round(
     load_weights(model, weights)
     private = study.privacy if isinstance(study.privacy, DpSgd) else None
     gradients = _PrivateGradients(model, private) if private else _PlainGradients(model)
-    optimizer = _optimizer(study, model)
+    optimizer = _Optimizer(study, list(model.parameters()))
     anchor = [p.detach().clone() for p in model.parameters()]
     generator = _generator(study, site, round_, private=private is not None)
     tensors = [torch.from_numpy(a) for a in (patients.features, patients.labels, patients.mask)]
@@ -51,11 +53,10 @@ def train_round(
     for _ in range(study.training.local_steps):
         drawn = torch.from_numpy(generator.random(len(patients)) < study.training.sampling_rate)
         sums = gradients(*[t[drawn] for t in tensors])
-        for parameter, total, start in zip(model.parameters(), sums, anchor, strict=True):
-            penalty = study.proximal_mu * (parameter.detach() - start)
-            parameter.grad = total / expected + penalty
-        optimizer.step()
-        optimizer.zero_grad()
+        penalties = [
+            study.proximal_mu * (p.detach() - start) for p, start in zip(model.parameters(), anchor, strict=True)
+        ]
+        optimizer.step([total / expected + penalty for total, penalty in zip(sums, penalties, strict=True)])
     return weights_of(model) - weights, gradients.mean_loss
 
 
@@ -97,12 +98,36 @@ class _PrivateGradients:
         return add_noise(clipped_sum(self._model, features, labels, mask, self._clip), self._sigma)
 
 
-def _optimizer(study: Study, model: nn.Module) -> torch.optim.Optimizer:
-    training = study.training
-    options: dict[str, Any] = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "foreach": False}
-    if training.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), **options)
-    return torch.optim.SGD(model.parameters(), momentum=training.momentum, **options)
+class _Optimizer:
+    """torch's own SGD and Adam arithmetic, without `torch.optim.Optimizer`: building one imports the compiler, a second."""
+
+    def __init__(self, study: Study, parameters: list[nn.Parameter]) -> None:
+        self._training = study.training
+        self._parameters: list[torch.Tensor] = list(parameters)
+        self._momenta: list[torch.Tensor | None] = [None] * len(parameters)
+        self._first = [torch.zeros_like(p) for p in parameters]
+        self._second = [torch.zeros_like(p) for p in parameters]
+        self._steps = [torch.tensor(0.0) for _ in parameters]
+
+    @torch.no_grad()
+    def step(self, gradients: list[torch.Tensor]) -> None:
+        """Change the parameters in place."""
+        rates: dict[str, Any] = {
+            "lr": self._training.learning_rate,
+            "weight_decay": self._training.weight_decay,
+            "maximize": False,
+            "foreach": False,
+            "fused": False,
+        }
+        if self._training.optimizer == "adam":
+            moments = (self._first, self._second)
+            adam(
+                self._parameters, gradients, *moments, [], self._steps,
+                amsgrad=False, beta1=0.9, beta2=0.999, eps=1e-8, **rates,
+            )  # fmt: skip
+        else:
+            momentum = self._training.momentum
+            sgd(self._parameters, gradients, self._momenta, momentum=momentum, dampening=0.0, nesterov=False, **rates)
 
 
 def _generator(study: Study, site: str, round_: int, *, private: bool) -> np.random.Generator:

@@ -36,9 +36,10 @@ def quantity(description: str, unit: str = "", **limits: Any) -> Any:
 
 
 def nearest(word: str, valid: typing.Iterable[str]) -> str | None:
-    """Return the valid word most like `word`, or None when nothing is like it."""
-    matches = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    """Return the valid word most like `word`, whatever its case, or None when nothing is like it."""
+    words = {known.casefold(): known for known in valid}
+    matches = difflib.get_close_matches(word.casefold(), list(words), n=1, cutoff=0.5)
+    return words[matches[0]] if matches else None
 
 
 C = TypeVar("C", bound=Contract)

@@ -126,7 +126,9 @@ class CohortSchema(Contract):
     """The table that a study reads at a site."""
 
     description: str = quantity("one sentence for the hospital's staff", default="", max_length=500)
-    columns: dict[str, Column] = quantity("the features, by column name", min_length=1)
+    columns: dict[Annotated[str, Field(min_length=1, max_length=200)], Column] = quantity(
+        "the features, by column name", min_length=1
+    )
     label: Label
     patient: str | None = quantity("column that identifies the patient; null: each row is one patient", default=None)
     max_rows_per_patient: int = quantity("rows of one patient used at a time", "rows", default=8, ge=1, le=1024)

@@ -21,14 +21,17 @@ def create_key(path: Path) -> Ed25519PrivateKey:
     """Create a private key at `path` (PEM, mode 0600) and its public half beside it (``.pub``, one line).
 
     Raises:
-        FileExistsError: a key is there already; it is never overwritten.
+        FileExistsError: a key or a public half is there already, or `path` ends in ``.pub``; nothing is overwritten.
     """
+    public = path.with_suffix(".pub")
+    if public == path or public.exists():
+        raise FileExistsError(public)
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(pem)
-    path.with_suffix(".pub").write_text(public_text(key.public_key()) + "\n", encoding="ascii")
+    public.write_text(public_text(key.public_key()) + "\n", encoding="ascii")
     return key
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -206,7 +207,7 @@ class Study(Contract):
         """Return the bytes that are signed and whose SHA-256 is the digest."""
         return canonical_json(self.contract())
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical bytes, 64 hexadecimal digits: the study's identity."""
         return digest(self.contract())

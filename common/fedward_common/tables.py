@@ -87,7 +87,7 @@ def read_table(path: Path, *, names: Sequence[str] | None = None) -> pd.DataFram
             return pd.read_parquet(path)
         separator = "\t" if kind == "tsv" else ","
         header = None if names else 0
-        return pd.read_csv(
+        frame = pd.read_csv(
             path,
             sep=separator,
             dtype=str,
@@ -96,11 +96,13 @@ def read_table(path: Path, *, names: Sequence[str] | None = None) -> pd.DataFram
             names=list(names) if names else None,
             skipinitialspace=True,
         )
-    except (OSError, ValueError) as error:  # pandas raises ValueError for every malformed table
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas and pyarrow; the last two: a broken .gz
         msg = f"{path.name} cannot be read as a table ({type(error).__name__})"
-        raise LocalDataError(
-            msg, remedy="check that the file exists, is complete and is a CSV or Parquet table"
-        ) from error
+        raise LocalDataError(msg, remedy=remedy) from error
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas would take the first cells for an index: all columns shift
+        msg = f"{path.name}: the rows have more cells than there are column names"
+        raise LocalDataError(msg, remedy="name every column, and end no row in a separator")
+    return frame
 
 
 def encode(frame: pd.DataFrame, schema: CohortSchema) -> Rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from fedward_client.cohort import TableEntry
+from fedward_client.cohort import TableCohort, TableEntry
 from fedward_client.policy import Policy
 from fedward_client.site import SiteConfig, approve, write_site
 from fedward_common.contract import Contract, quantity
@@ -107,9 +107,11 @@ def assemble(source: Source, schema: CohortSchema, *, seed: int) -> Federation:
         held = np.zeros(len(usable), dtype=bool) if own else _held_out(source, rows, decided, [seed, 2, index])
         train[site], kept[site] = usable.loc[~held], usable.loc[held]
     if isinstance(source, Tables) and source.hold_out_table:
-        kept = {"central": read_table(_folder(source) / source.hold_out_table, names=source.names)}
+        central = read_table(_folder(source) / source.hold_out_table, names=source.names)
+        kept = {"central": complete_rows(central, schema)}
     hold_out = _hold_out(kept, schema)
-    _refuse_overlap(train, kept, schema, rejected)
+    if own or schema.patient:
+        _refuse_overlap(train, kept, schema, rejected)
     return Federation(train, hold_out, rejected)
 
 
@@ -125,6 +127,8 @@ def settle(federation: Federation, study: Study, policy: Policy, root: Path) -> 
         write_site(home, SiteConfig(site=site, policy=policy, cohorts={COHORT: entry}))
         frame.to_csv(home / entry.table, index=False)
         approve(home, study, COHORT)
+        if site not in federation.rejected:  # as a hospital's staff does on registration: checked once, then read back
+            TableCohort(entry, study.cohort, home).patients(study.cohort.max_rows_per_patient)
         homes[site] = home
     return homes
 
@@ -154,11 +158,18 @@ def _tables(source: Tables) -> dict[str, pd.DataFrame]:
         msg = f"site_column {source.site_column!r} is no column of the table"
         raise StudyError(msg)
     groups = whole.groupby(source.site_column, sort=True, dropna=True)
-    return {_site_name(value): group.reset_index(drop=True) for value, group in groups}
+    sites: dict[str, pd.DataFrame] = {}
+    for value, group in groups:
+        name = _site_name(value)
+        if name in sites:
+            msg = f"site_column {source.site_column!r}: two of its values give the site name {name!r}"
+            raise StudyError(msg, remedy="write the sites' names in letters, digits, _, . and -")
+        sites[name] = group.reset_index(drop=True)
+    return sites
 
 
 def _site_name(value: object) -> str:
-    text = "".join(c if c.isalnum() or c in "_.-" else "_" for c in str(value))
+    text = "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "_" for c in str(value))
     return text if text[:1].isalnum() else f"site{text}"
 
 
@@ -202,7 +213,9 @@ def _held_out(source: Source, rows: Rows, decided: dict[str, bool], seed: list[i
 
 
 def _flamby_split(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Return FLamby's test rows of one centre (owkin/FLamby, Fed-Heart-Disease: 34 %, random_state 43)."""
+    """Return FLamby's test rows of one centre (owkin/FLamby, Fed-Heart-Disease: 34 %, seed 43); of one row none."""
+    if len(labels) <= 1:
+        return np.zeros(len(labels), dtype=bool)
     from sklearn.model_selection import train_test_split  # noqa: PLC0415  (one study needs it)
 
     counts = np.bincount(labels, minlength=2)
@@ -233,13 +246,13 @@ def _refuse_overlap(
     schema: CohortSchema,
     rejected: Mapping[str, object],
 ) -> None:
-    """Refuse a patient on both sides; without identifiers only the rows of a separate central table are compared."""
-    if schema.patient is None and "central" not in kept:
-        return
+    """Refuse a patient on both sides; without identifiers whole rows are compared, however they are written."""
     columns = [schema.patient] if schema.patient else [*schema.columns, schema.label.column]
+    written: Callable[[object], str] = _text if schema.patient else _as_number
 
     def keys(frame: pd.DataFrame) -> set[tuple[str, ...]]:
-        return set(frame[columns].astype(str).itertuples(index=False, name=None))
+        rows = frame[columns].itertuples(index=False, name=None)
+        return {tuple(written(cell) for cell in row) for row in rows}
 
     central = set().union(*(keys(frame) for frame in kept.values()))
     shared = {site: len(keys(frame) & central) for site, frame in train.items() if site not in rejected}
@@ -248,6 +261,20 @@ def _refuse_overlap(
         listing = ", ".join(f"{site}: {number}" for site, number in found.items())
         msg = f"patients of the central hold-out are also at a site ({listing})"
         raise SplitOverlapError(msg, remedy="take these patients out of one side")
+
+
+def _text(cell: object) -> str:
+    """Return an identifier as the schema reads it: ``007`` is not ``7``."""
+    return str(cell).strip()
+
+
+def _as_number(cell: object) -> str:
+    """Return a cell such that ``45``, ``45.0`` and `` 45`` are one value."""
+    text = _text(cell)
+    try:
+        return repr(float(text))
+    except ValueError:
+        return text
 
 
 _MEASUREMENTS = (

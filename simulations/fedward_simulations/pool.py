@@ -7,16 +7,21 @@ process's own; the main process never imports torch.
 from __future__ import annotations
 
 import multiprocessing
+import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import forkserver
-from typing import ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 __all__ = ["WorkerLostError", "WorkerPool", "prewarm"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_Task = tuple[Callable[[], Any], "Future[Any]"]
 
 _PLAIN = ["fedward_client.app", "fedward_client.trainer"]
 _PRIVATE = ["opacus.grad_sample", "dp_accounting.pld.privacy_loss_distribution"]
@@ -36,7 +41,7 @@ def prewarm(*, private: bool) -> None:
 
 
 class WorkerPool:
-    """A few processes that take tasks; a process that dies costs its tasks and is replaced.
+    """A few processes that take tasks in order; one that dies costs its own task only and is replaced.
 
     Args:
         workers: how many.
@@ -45,22 +50,32 @@ class WorkerPool:
 
     def __init__(self, workers: int, *, private: bool) -> None:
         prewarm(private=private)
-        self._workers = workers
-        self._executor = self._new()
-
-    def _new(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            self._workers, mp_context=multiprocessing.get_context("forkserver"), initializer=_settle
-        )
+        self._workers = [_Worker(self._next) for _ in range(workers)]
+        self._idle = list(self._workers)
+        self._queue: deque[_Task] = deque()
+        self._lock = threading.Lock()
 
     def submit(self, task: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Return the task's future; it holds `WorkerLostError` if the process dies."""
-        try:
-            return self._executor.submit(task, *args, **kwargs)
-        except BrokenProcessPool:
-            self._executor.shutdown(wait=False)
-            self._executor = self._new()
-            return self._executor.submit(task, *args, **kwargs)
+        future: Future[T] = Future()
+        with self._lock:
+            self._queue.append((partial(task, *args, **kwargs), future))
+            worker = self._idle.pop() if self._idle else None
+        if worker is not None:
+            self._next(worker)
+        return future
+
+    def _next(self, worker: _Worker) -> None:
+        """Give a free worker the next task that nobody has cancelled, or let it rest."""
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._idle.append(worker)
+                    return
+                work, future = self._queue.popleft()
+            if future.set_running_or_notify_cancel():
+                worker.run(work, future)
+                return
 
     def __enter__(self) -> Self:
         """Return the pool."""
@@ -68,7 +83,48 @@ class WorkerPool:
 
     def __exit__(self, *_: object) -> None:
         """Stop the workers without waiting for tasks that have not begun."""
+        with self._lock:
+            waiting, self._queue = self._queue, deque()
+        for _work, future in waiting:
+            future.cancel()
+        for worker in self._workers:
+            worker.stop()
+
+
+class _Worker:
+    """One process, with an executor of its own: an executor that loses a process fails all that it holds."""
+
+    def __init__(self, free: Callable[[_Worker], None]) -> None:
+        self._free = free
+        self._executor = _new_executor()
+
+    def run(self, work: Callable[[], Any], future: Future[Any]) -> None:
+        """Start one task; once `future` is done the worker is free again."""
+        try:
+            inner = self._executor.submit(work)
+        except BrokenProcessPool:  # it died idle
+            self._executor.shutdown(wait=False)
+            self._executor = _new_executor()
+            inner = self._executor.submit(work)
+        inner.add_done_callback(lambda done: self._ended(done, future))
+
+    def _ended(self, inner: Future[Any], future: Future[Any]) -> None:
+        error = inner.exception()
+        if isinstance(error, BrokenProcessPool):  # this thread may hold the old executor's lock: leave it be
+            self._executor = _new_executor()
+        if error is None:
+            future.set_result(inner.result())
+        else:
+            future.set_exception(error)
+        self._free(self)
+
+    def stop(self) -> None:
+        """Let a running task end, then the process."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _new_executor() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"), initializer=_settle)
 
 
 def _settle() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +24,8 @@ from fedward_simulations.pool import WorkerPool
 from fedward_simulations.predictor import PoolPredictor
 
 __all__ = ["Finished", "Watcher", "compose_plan", "run"]
+
+_REPORT = "fedward_server.report"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,7 @@ def run(
     ):
         root = Path(temporary)
         homes = settle(federation, study, plan.policy, root / "sites")
+        threading.Thread(target=importlib.import_module, args=(_REPORT,), daemon=True).start()  # while workers wake up
         result = _run_engine(plan, study, federation, homes, folder=folder, scratch=root, pool=pool, watcher=watcher)
         if plan.engine.baselines and result.status in {"completed", "degraded"}:
             watcher.phase("baselines")
@@ -98,9 +103,8 @@ def run(
             result = result.model_copy(update={"baselines": baselines})
             write_atomically(folder / "result.json", dump(result))
     watcher.phase("report")
-    from fedward_server.report import render_report  # noqa: PLC0415  (matplotlib, while nothing waits for it)
-
-    write_atomically(folder / "report.html", render_report(result, study).encode("utf-8"))
+    report: str = importlib.import_module(_REPORT).render_report(result, study)
+    write_atomically(folder / "report.html", report.encode("utf-8"))
     return Finished(result, study, folder)
 
 
