@@ -134,22 +134,20 @@ class Ledger:
             granted = database.execute(
                 "SELECT rounds, noise_multiplier, sampling_rate, steps FROM grants WHERE cohort = ? AND study = ?", key
             ).fetchone()
-            spent = database.execute(
-                "SELECT COUNT(*) FROM reservations WHERE cohort = ? AND study = ?", key
-            ).fetchone()[0]
-            if granted is None or spent >= granted[0]:
+            rounds = [
+                number
+                for (number,) in database.execute("SELECT round FROM reservations WHERE cohort = ? AND study = ?", key)
+            ]
+            if round_ in rounds:
+                raise Refusal(RefusalCode.ROUND_REPLAYED, "this round was debited before", fields={"round": round_})
+            if granted is None or len(rounds) >= granted[0]:
                 raise Refusal(
                     RefusalCode.BUDGET_EXCEEDED, "no round is left in the study's account", fields={"round": round_}
                 )
-            try:
-                database.execute(
-                    "INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?)", (cohort, study, round_, *granted[1:], now)
-                )
-            except sqlite3.IntegrityError:
-                raise Refusal(
-                    RefusalCode.ROUND_REPLAYED, "this round was debited before", fields={"round": round_}
-                ) from None
-            return int(granted[3]) * (int(spent) + 1)
+            database.execute(
+                "INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?)", (cohort, study, round_, *granted[1:], now)
+            )
+            return int(granted[3]) * (len(rounds) + 1)
 
     def entries(self, cohort: str) -> list[Entry]:
         """Return what each study has spent on `cohort`, in the order in which the accounts were opened."""

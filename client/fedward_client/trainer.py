@@ -99,7 +99,7 @@ class _PrivateGradients:
 
 
 class _Optimizer:
-    """torch's own SGD and Adam arithmetic, without `torch.optim.Optimizer`: building one imports the compiler, a second."""
+    """torch's own SGD and Adam, without `torch.optim.Optimizer`: building one imports the compiler, a second."""
 
     def __init__(self, study: Study, parameters: list[nn.Parameter]) -> None:
         self._training = study.training

@@ -91,6 +91,8 @@ def _explain(root: type[BaseModel], item: Any) -> str:
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
         tags = context.get("expected_tags", "the known kinds")
         return f"{'.'.join(path)}: {context.get('discriminator', 'kind')} must be one of {tags}"
+    if kind == "string_pattern_mismatch" and field is not None:
+        return f"{'.'.join(path)} = {item['input']!r} is not: {field.description or context['pattern']}"
     message = str(item["msg"]).removeprefix("Value error, ")
     return f"{'.'.join(path) or 'study'}{unit and f' ({unit.strip()})'}: {message}"
 

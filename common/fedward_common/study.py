@@ -137,7 +137,9 @@ class FlowerRule(_Aggregation):
 
     rule: Literal["flower"]
     target: str = quantity(
-        "the strategy's class", alias="_target_", pattern=r"^flwr\.serverapp\.strategy\.[A-Z][A-Za-z]{0,60}$"
+        "a strategy of Flower, flwr.serverapp.strategy.X",
+        alias="_target_",
+        pattern=r"^flwr\.serverapp\.strategy\.[A-Z][A-Za-z]{0,60}$",
     )
     options: dict[str, bool | int | float | str] = quantity("its keyword arguments", default_factory=dict)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -51,6 +52,7 @@ PROTOCOL: Final = 1
 MAX_STUDY_BYTES: Final = 1 << 20
 _NPY_HEADER_BYTES: Final = 1024
 _MAX_TEXT: Final = 256
+_CROSSING: Final = re.compile(r"[a-z_]+( (asked|key|limit|round|rule_count)=[A-Za-z0-9_.+-]{1,64})*")
 _HEADER, _MODEL, _UPDATE, _METRICS = "fedward", "model", "update", "metrics"
 
 
@@ -218,13 +220,18 @@ def write_refusal(site: str, refusal: Refusal) -> RecordDict:
 
 
 def read_refusal(content: RecordDict) -> str | None:
-    """Return the code and fields of a refusal as text, or None when the content is none; at the centre."""
+    """Return the code and fields of a refusal as text, or None when the content is none; at the centre.
+
+    Fields that no refusal has, or that hold more than names and numbers, are left out: the text is shown to people.
+    """
     header = content.config_records.get(_HEADER)
     text = header.get("refusal") if header is not None else None
     if not isinstance(text, str):
         return None
     code = text.split(" ", 1)[0]
-    return text[:_MAX_TEXT] if code in set(RefusalCode) else RefusalCode.INTERNAL.value
+    if code not in set(RefusalCode):
+        return RefusalCode.INTERNAL.value
+    return text if len(text) <= _MAX_TEXT and _CROSSING.fullmatch(text) else code
 
 
 def refusing_site(content: RecordDict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from safetensors.numpy import save
 
 from fedward_common.errors import CoordinatorError
 
-__all__ = ["Checkpoint", "read_checkpoint", "write_atomically", "write_checkpoint"]
+__all__ = ["Checkpoint", "encode_tensors", "read_checkpoint", "write_atomically", "write_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
+def encode_tensors(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    """Return a safetensors file that is a function of its content alone: equal models are equal files.
+
+    The library writes the metadata in the order of a hash that changes from run to run; here the header is sorted.
+    """
+    raw = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, dict(metadata))
+    size = int.from_bytes(raw[:8], "little")
+    header = json.dumps(json.loads(raw[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode("utf-8")
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + raw[8 + size :]
+
+
 def write_checkpoint(path: Path, *, study: str, round_: int, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write the state after `round_` of the study with this digest, atomically, as safetensors."""
     metadata = {"study": study, "round": str(round_)}
-    write_atomically(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata))
+    write_atomically(path, encode_tensors(arrays, metadata))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from safetensors.numpy import save
 
 from fedward_common import __version__
 from fedward_common.errors import CoordinatorError
@@ -24,7 +23,7 @@ from fedward_common.privacy import Spend, epsilon_of, epsilon_schedule, round_sp
 from fedward_common.study import DpSgd, Study
 from fedward_common.study_file import StudyFile
 from fedward_server.aggregation import aggregator_for
-from fedward_server.checkpoint import write_atomically, write_checkpoint
+from fedward_server.checkpoint import encode_tensors, write_atomically, write_checkpoint
 from fedward_server.evaluation import HoldOut, Predictor, final_metrics, point_metrics, roc_curve
 from fedward_server.result import Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef
 from fedward_server.rounds import Roster, RoundLoop
@@ -70,6 +69,7 @@ class Coordinator:
         folder: where ``study.json``, ``checkpoint.safetensors``, ``model.safetensors`` and ``result.json`` go.
         engine: its name, for the result.
         listener: told of every round as soon as it is committed.
+        clock: monotonic seconds, for the rounds' deadlines.
     """
 
     study: Study
@@ -79,6 +79,8 @@ class Coordinator:
     engine: str
     listener: Listener = lambda _: None
     result: RunResult | None = None
+    clock: Callable[[], float] = time.monotonic
+    _released: Weights | None = None
     _closed: list[RoundResult] = field(default_factory=list)
     _steps: dict[str, int] = field(default_factory=dict)
     _reported: dict[str, int] = field(default_factory=dict)
@@ -101,25 +103,27 @@ class Coordinator:
         """
         started, began = datetime.now(UTC), time.monotonic()
         write_atomically(self.folder / "study.json", StudyFile(self.study).dump())
-        loop = RoundLoop(self.study, grid, roster, aggregator_for(self.study), poll_seconds=poll_seconds)
+        loop = RoundLoop(
+            self.study, grid, roster, aggregator_for(self.study), poll_seconds=poll_seconds, clock=self.clock
+        )
         status: Status = "completed"
         reason: str | None = None
-        released: Weights | None = None
         try:
-            for model in self._committed(loop):
-                released = model
+            self._train(loop)
         except KeyboardInterrupt:
             status, reason = "interrupted", "stopped by the operator"
         except CoordinatorError as error:
             status, reason = "failed", error.message
-        if status == "completed" and (loop.excluded or any(r.missing for r in self._closed)):
+        if status == "completed" and (loop.excluded or loop.missed):
             status = "degraded"
-        self.result = self._result(loop, status, reason, released, started, time.monotonic() - began)
+            strangers = sorted(set(loop.excluded) - set(self.study.sites))
+            reason = "; ".join(f"{name}: {loop.excluded[name]}" for name in strangers) or None
+        self.result = self._result(loop, status, reason, started, time.monotonic() - began)
         write_atomically(self.folder / "result.json", dump(self.result))
         return self.result
 
-    def _committed(self, loop: RoundLoop) -> Iterator[Weights]:
-        """Yield the releasable model after each round, checkpointed, judged and told."""
+    def _train(self, loop: RoundLoop) -> None:
+        """Run the rounds; each committed one is checkpointed, judged, releasable and told, in that order."""
         tail = TailMean.of(self.study)
         spend = round_spend(self.study)
         delta = self.study.privacy.delta if isinstance(self.study.privacy, DpSgd) else 0.0
@@ -147,15 +151,14 @@ class Coordinator:
                 epsilon=next(schedule) if schedule else None,
                 central=dict(point_metrics(self.study, self.hold_out, self.predictor(released))),
             )
+            self._released = released
             self._closed.append(entry)
             self.listener(entry)
-            yield released
 
     def _result(
-        self, loop: RoundLoop, status: Status, reason: str | None, released: Weights | None,
-        started: datetime, seconds: float,
-    ) -> RunResult:  # fmt: skip
-        central, roc, model = {}, {}, None
+        self, loop: RoundLoop, status: Status, reason: str | None, started: datetime, seconds: float
+    ) -> RunResult:
+        central, roc, model, released = {}, {}, None, self._released
         if released is not None:
             scores = self.predictor(released)
             central = {k: Estimate.of(v) for k, v in final_metrics(self.study, self.hold_out, scores).items()}
@@ -187,14 +190,14 @@ class Coordinator:
 
     def _release(self, weights: Weights) -> ModelFile:
         spec = parameter_spec(self.study)
-        content = save(dict(spec.split(weights)), {"study": self.study.digest, "format": "fedward-1"})
+        content = encode_tensors(spec.split(weights), {"study": self.study.digest, "format": "fedward-1"})
         write_atomically(self.folder / "model.safetensors", content)
         return ModelFile(file="model.safetensors", sha256=hashlib.sha256(content).hexdigest(), parameters=spec.size)
 
     def _site(self, loop: RoundLoop, site: str) -> SiteResult:
         enrolment = next((e for e in loop.enrolments.values() if e.site == site), None)
         rounds = sum(site in entry.sites for entry in self._closed)
-        missed = next((entry.missing[site] for entry in reversed(self._closed) if site in entry.missing), None)
+        missed = loop.missed.get(site)
         reason = loop.excluded.get(site) or missed
         status: Literal["completed", "degraded", "excluded"] = "completed"
         if enrolment is None or site in loop.excluded:

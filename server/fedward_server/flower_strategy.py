@@ -8,14 +8,16 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app.exception import AppExitException
 from flwr.serverapp.strategy import Strategy
 
-from fedward_common.errors import StudyError
+from fedward_common.errors import CoordinatorError, StudyError
 from fedward_common.fixed_point import decode_mean
 from fedward_common.flower_adapter import detached_message
 from fedward_common.models import parameter_spec
@@ -26,6 +28,7 @@ from fedward_server.bare_grid import BareGrid
 __all__ = ["FlowerStrategy"]
 
 Weights = npt.NDArray[np.float32]
+_LOOKS = 3  # Flower's strategies look twice in a round that can begin
 
 
 class FlowerStrategy:
@@ -42,33 +45,49 @@ class FlowerStrategy:
     def __init__(self, rule: FlowerRule, study: Study) -> None:
         self._strategy = _instantiate(rule)
         self._spec = parameter_spec(study)
+        self._sites = len(study.sites)
         self._weights: Weights = np.zeros(0, dtype=np.float32)
-        self._replies: list[Message] = []
+        self._replies: list[tuple[str, RecordDict]] = []
         self._round = 0
 
     def start(self, weights: Weights) -> None:
-        """See `Aggregator.start`."""
+        """See `Aggregator.start`.
+
+        Raises:
+            CoordinatorError: the strategy waits for more nodes than the study has sites.
+        """
         self._weights, self._replies = weights, []
         self._round += 1
-        self._strategy.configure_train(self._round, self._record(weights), ConfigRecord(), _NodeCount())
+        nodes = _Nodes(self._sites)
+        self._strategy.configure_train(self._round, self._record(weights), ConfigRecord(), nodes)
 
     def add(self, update: Update) -> None:
         """See `Aggregator.add`. Robust rules compare single updates, so each is kept until `finish`."""
         model = self._weights + decode_mean(update.values, update.weight).astype(np.float32)
         content = RecordDict({"arrays": self._record(model), "metrics": MetricRecord({"num-examples": update.weight})})
-        self._replies.append(detached_message(content, source=len(self._replies) + 1))
+        self._replies.append((update.site, content))
 
     def finish(self) -> Weights:
-        """See `Aggregator.finish`.
+        """See `Aggregator.finish`. The strategy gets the updates in the order of the sites' names, not of arrival.
 
         Raises:
-            StudyError: the strategy returned no model, for example because it needs more sites.
+            CoordinatorError: the strategy gave no model of this shape, for example because it needs more sites.
         """
-        record, _ = self._strategy.aggregate_train(self._round, self._replies)
+        replies = [
+            detached_message(content, source=number)
+            for number, (_, content) in enumerate(sorted(self._replies, key=itemgetter(0)), start=1)
+        ]
         self._replies = []
-        if record is None:
-            msg = f"{type(self._strategy).__name__} returned no model from these replies"
-            raise StudyError(msg, remedy="the strategy may need more sites, or other options")
+        name = type(self._strategy).__name__
+        remedy = "the strategy may need more sites, other options, or metrics that no site sends"
+        try:
+            record, _ = self._strategy.aggregate_train(self._round, replies)
+        except AppExitException as error:
+            msg = f"{name} refuses these replies: {error}"
+            raise CoordinatorError(msg, remedy=remedy) from error
+        if record is None or not set(self._spec.names) <= set(record):
+            msg = f"{name} returned no model from these replies"
+            raise CoordinatorError(msg, remedy=remedy)
         parts = [record[name].numpy().astype(np.float32).ravel() for name in self._spec.names]
         return np.concatenate(parts)
 
@@ -80,11 +99,22 @@ class FlowerStrategy:
         return ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in self._spec.split(weights).items()})
 
 
-class _NodeCount(BareGrid):
-    """What a strategy may see of the grid while it prepares a round: that there are nodes."""
+class _Nodes(BareGrid):
+    """What a strategy may see of the grid while it prepares a round: how many nodes there are.
+
+    A strategy that asks again and again is waiting for more of them, and would for ever.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._looks = 0
 
     def get_node_ids(self) -> Iterable[int]:
-        return range(1, 4097)
+        self._looks += 1
+        if self._looks > _LOOKS:
+            msg = f"the strategy waits for more nodes than the study's {self._count} sites"
+            raise CoordinatorError(msg, remedy="correct its min_…_nodes and fraction_train in aggregation.options")
+        return range(1, self._count + 1)
 
 
 def _instantiate(rule: FlowerRule) -> Strategy:
@@ -95,7 +125,7 @@ def _instantiate(rule: FlowerRule) -> Strategy:
         raise StudyError(msg, remedy="for example flwr.serverapp.strategy.FedMedian")
     try:
         strategy: Strategy = kind(**rule.options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         msg = f"aggregation.options do not fit {name}: {error}"
         raise StudyError(msg, remedy=f"its parameters are those of {rule.target}") from error
     return strategy

@@ -76,12 +76,13 @@ class Gatekeeper:
         if update.weight != expected:
             self._fail("weight", f"weight {update.weight} instead of the enrolled {expected}")
         private = isinstance(self._study.privacy, DpSgd)
-        limit = self._round * self._study.training.local_steps if private else 0
-        if not 0 <= update.steps <= limit:
-            self._fail("steps", f"{update.steps} noised steps reported, at most {limit} are possible")
+        least = self._study.training.local_steps if private else 0
+        most = self._round * least
+        if not least <= update.steps <= most:
+            self._fail("steps", f"{update.steps} noised steps reported, {least} to {most} are possible")
         if private and update.metrics:
             self._fail("metrics", "metrics in a study with privacy, where none is paid for")
-        bound = int(self._study.aggregation.update_bound * SCALE) * expected
+        bound = round(self._study.aggregation.update_bound * SCALE) * expected  # as encode_weighted rounds
         if update.values.size and (int(update.values.max()) > bound or int(update.values.min()) < -bound):
             self._fail("bound", f"an entry exceeds the bound {self._study.aggregation.update_bound:g}")
 

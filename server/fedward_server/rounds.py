@@ -35,7 +35,8 @@ Roster = Mapping[int, str]
 """Site names by node."""
 
 _NO_REPLY = "no_reply_before_the_deadline"
-_TRANSIENT = {RefusalCode.TASK_CRASHED, RefusalCode.TASK_TIMED_OUT, RefusalCode.INTERNAL}
+_TRANSPORT = "transport_error"
+_TRANSIENT = {RefusalCode.TASK_CRASHED, RefusalCode.TASK_TIMED_OUT, RefusalCode.INTERNAL, _TRANSPORT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +73,32 @@ class RoundLoop:
     clock: Callable[[], float] = time.monotonic
     enrolments: dict[int, Enrolment] = field(default_factory=dict)
     excluded: dict[str, str] = field(default_factory=dict)
+    missed: dict[str, str] = field(default_factory=dict)
     asked: dict[str, int] = field(default_factory=dict)
 
     def enrol(self) -> None:
         """Call the roll; afterwards `enrolments` holds who said yes and `excluded` why the others did not.
 
+        A node without a place in the roster can only speak for itself: what it says in the name of a site that
+        enrolled from another node counts as said by ``node N``.
+
         Raises:
             QuorumLostError: fewer sites said yes than the study's quorum.
         """
         nodes = list(self.roster) if self.roster is not None else [int(n) for n in self.grid.get_node_ids()]
+        rejected: list[tuple[int, str, str]] = []
         for node, reply in self._ask(nodes, write_roll_call(self.study), "query", "0"):
             try:
                 self._take_enrolment(node, reply)
             except RejectedReply as error:
-                self.excluded[self._name(node, reply)] = str(error)
-        silent = set(nodes) - set(self.enrolments)
+                rejected.append((node, self._name(node, reply), str(error)))
+        silent = set(nodes) - set(self.enrolments) - {node for node, _, _ in rejected}
         if self.roster is not None:
             for node in silent:
                 self.excluded.setdefault(self.roster[node], _NO_REPLY)
         enrolled = {e.site for e in self.enrolments.values()}
+        for node, name, why in rejected:
+            self.excluded[f"node {node}" if name in enrolled else name] = why
         for site in set(self.study.sites) - enrolled:
             self.excluded.setdefault(site, "not_connected")
         self._require_quorum(len(self.enrolments), "enrolled")
@@ -153,6 +161,7 @@ class RoundLoop:
             accepted.append(site)
             steps[site] = update.steps
             del missing[site]
+        self.missed |= missing
         for node in [n for n, e in active.items() if e.site in self.excluded]:
             del active[node]
         self._require_quorum(len(accepted), f"answered in round {number}", missing)
@@ -170,7 +179,10 @@ class RoundLoop:
         return gatekeeper.check(node, reply.content)
 
     def _ask(self, nodes: list[int], content: RecordDict, kind: str, group: str) -> Iterator[tuple[int, Message]]:
-        """Send one content to every node and yield its reply, as each arrives, until the deadline."""
+        """Send one content to every node and yield its reply, as each arrives, until the deadline.
+
+        A reply to a message that another node was asked is nobody's: it neither counts nor costs that node its own.
+        """
         deadline = self.clock() + self.study.aggregation.deadline_seconds
         messages = [
             Message(content, node, kind, ttl=self.study.aggregation.deadline_seconds, group_id=group) for node in nodes
@@ -183,8 +195,9 @@ class RoundLoop:
         while waiting and self.clock() < deadline:
             replies = list(self.grid.pull_messages(list(waiting)))
             for reply in replies:
-                node = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
+                node = waiting.get(reply.metadata.reply_to_message_id)
+                if node is not None and (reply.has_error() or reply.metadata.src_node_id == node):
+                    del waiting[reply.metadata.reply_to_message_id]
                     yield node, reply
             if not replies and waiting:
                 time.sleep(self.poll_seconds)
@@ -202,7 +215,7 @@ def _reason(reply: Message) -> str | None:
     if not reply.has_error():
         return read_refusal(reply.content)
     reason = str(reply.error.reason or "")
-    return reason[:256] if _code(reason) in set(RefusalCode) else f"transport_error code={reply.error.code}"
+    return reason[:256] if _code(reason) in set(RefusalCode) else f"{_TRANSPORT} code={reply.error.code}"
 
 
 def _code(reason: str) -> str:

@@ -36,7 +36,8 @@ def simulate_command(
     """Run a study over simulated hospitals and compare it with each hospital alone and with pooled data."""
     from fedward_simulations.pool import prewarm  # noqa: PLC0415  (light; torch loads behind while the rest is read)
 
-    prewarm(private="privacy=none" not in (overrides or []))
+    if not {"engine=deployed", "engine=ray"} & set(overrides or ()):  # these bring processes of their own
+        prewarm(private="privacy=none" not in (overrides or ()))
     from rich.console import Console  # noqa: PLC0415  (after the fork server has started)
 
     from fedward_server.coordinator import dump  # noqa: PLC0415  (see above)

@@ -23,10 +23,16 @@ class EngineSettings(Contract):
     baselines: bool = quantity("also train each hospital alone, and all rows in one place", default=True)
 
 
+class _Origin(Contract):
+    source: Source
+
+
 class _Beside(Contract):
+    """What stands beside the contract, nested as a person writes it, so that messages name the whole path."""
+
     engine: EngineSettings
     policy: Policy
-    source: Source
+    cohort: _Origin
 
 
 class Plan(Contract):
@@ -51,19 +57,16 @@ def draft_plan(values: Mapping[str, Any]) -> Plan:
     """
     rest = dict(values)
     cohort = dict(rest.pop("cohort", None) or {})
-    beside = {"engine": rest.pop("engine", {}), "policy": rest.pop("policy", {}), "source": cohort.pop("source", None)}
-    if beside["source"] is None:
+    if cohort.get("source") is None:
         msg = "cohort.source is missing"
         raise StudyError(msg, remedy="it says where the simulated hospitals' tables are")
-    settings = _prefixed(beside)
+    origin = {"source": cohort.pop("source")}
+    beside = {"engine": rest.pop("engine", {}), "policy": rest.pop("policy", {}), "cohort": origin}
+    settings = validated(_Beside, beside)
     study = Study.of({"sites": ["a", "b"], **rest, "cohort": cohort.pop("schema", {}), **_misplaced(cohort)})
-    return Plan(study=study, engine=settings.engine, policy=settings.policy, source=settings.source)
+    return Plan(study=study, engine=settings.engine, policy=settings.policy, source=settings.cohort.source)
 
 
 def _misplaced(cohort: Mapping[str, Any]) -> dict[str, Any]:
     """Turn keys beside `cohort.schema` and `cohort.source` into unknown keys of the study: they are reported."""
     return {f"cohort.{key}": value for key, value in cohort.items()}
-
-
-def _prefixed(beside: Mapping[str, Any]) -> _Beside:
-    return validated(_Beside, beside)

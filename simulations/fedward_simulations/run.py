@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import tempfile
 import threading
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedward_common.errors import SchemaMismatchError
-from fedward_common.study import Study
+from fedward_common.study import DpSgd, Study
 from fedward_conf.compose import compose_study
 from fedward_server.checkpoint import write_atomically
 from fedward_server.coordinator import Coordinator, Listener, dump
@@ -88,24 +89,35 @@ def run(
     for site, error in sorted(federation.rejected.items()):
         watcher.rejected(site, error)
     folder = _new_folder(out, study.name)
-    private = plan.study.privacy is not None and plan.study.privacy.mechanism != "none"
-    with (
-        tempfile.TemporaryDirectory(prefix="fedward-") as temporary,
-        WorkerPool(plan.engine.workers, private=private) as pool,
-    ):
-        root = Path(temporary)
+    with contextlib.ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedward-")))
+        pool = _LazyPool(plan, stack)
         homes = settle(federation, study, plan.policy, root / "sites")
         threading.Thread(target=importlib.import_module, args=(_REPORT,), daemon=True).start()  # while workers wake up
         result = _run_engine(plan, study, federation, homes, folder=folder, scratch=root, pool=pool, watcher=watcher)
         if plan.engine.baselines and result.status in {"completed", "degraded"}:
             watcher.phase("baselines")
-            baselines = measure_baselines(study, homes, federation.hold_out, pool)
+            baselines = measure_baselines(study, homes, federation.hold_out, pool())
             result = result.model_copy(update={"baselines": baselines})
             write_atomically(folder / "result.json", dump(result))
     watcher.phase("report")
     report: str = importlib.import_module(_REPORT).render_report(result, study)
     write_atomically(folder / "report.html", report.encode("utf-8"))
     return Finished(result, study, folder)
+
+
+class _LazyPool:
+    """The workers, started when somebody first asks: daemons and Ray bring their own."""
+
+    def __init__(self, plan: Plan, stack: contextlib.ExitStack) -> None:
+        self._plan, self._stack = plan, stack
+        self._pool: WorkerPool | None = None
+
+    def __call__(self) -> WorkerPool:
+        if self._pool is None:
+            private = isinstance(self._plan.study.privacy, DpSgd)
+            self._pool = self._stack.enter_context(WorkerPool(self._plan.engine.workers, private=private))
+        return self._pool
 
 
 def _run_engine(  # noqa: PLR0913  (what a run needs, by name)
@@ -116,18 +128,19 @@ def _run_engine(  # noqa: PLR0913  (what a run needs, by name)
     *,
     folder: Path,
     scratch: Path,
-    pool: WorkerPool,
+    pool: _LazyPool,
     watcher: Watcher,
 ) -> RunResult:
     hold_out, name = federation.hold_out, plan.engine.name
     features = hold_out.rows.features
-    predictor = PoolPredictor(study, features, scratch, pool) if name == "local" else TorchPredictor(study, features)
+    local = name == "local"
+    predictor = PoolPredictor(study, features, scratch, pool()) if local else TorchPredictor(study, features)
     coordinator = Coordinator(study, hold_out, predictor, folder, name, watcher.round)
     match name:
         case "local":
             from fedward_simulations.engines.local import LocalGrid  # noqa: PLC0415  (one engine is imported)
 
-            grid = LocalGrid(homes, pool)
+            grid = LocalGrid(homes, pool())
             coordinator.run(grid, grid.roster, poll_seconds=0)
         case "ray":
             from fedward_simulations.engines.ray import run_on_ray  # noqa: PLC0415  (see above)

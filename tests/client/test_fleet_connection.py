@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import hashlib
+import importlib
+import operator
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import httpx
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app.message import make_message
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supernode.fleet_http_client import FleetHttpClient
+
+from fedward_client import flower_adapter
+from fedward_client.flower_adapter import (
+    Doorbell,
+    FleetConnection,
+    Incoming,
+    NotAdmittedError,
+    RunOverError,
+    WireLimits,
+    decode_content,
+    decode_message,
+    encode_content,
+    encode_message,
+    open_fleet,
+)
+from fedward_common.certificates import create_node_key
+from fedward_common.errors import InstallationError, Refusal, RefusalCode, TransportError
+from fedward_common.flower_adapter import detached_message
+
+NODE = 7
+PINNED = "a" * 64
+
+
+# ---------------------------------------------------------------------------------------- fetching, bounded
+
+
+class Store:
+    """The part of the Fleet client that hands out objects, from a dictionary."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        self.objects = objects
+        self.confirmed = 0
+
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:  # noqa: N802  (Flower's name)
+        content = self.objects.get(request.object_id)
+        return PullObjectResponse(
+            object_found=content is not None, object_available=True, object_content=content or b""
+        )
+
+    def ConfirmMessageReceived(self, _: object) -> None:  # noqa: N802
+        self.confirmed += 1
+
+
+def stored(content: RecordDict) -> tuple[Incoming, Store]:
+    message = detached_message(content, source=1, target=NODE)
+    message.metadata.__dict__["_message_id"] = message.object_id
+    objects = {key: item.deflate() for key, item in get_all_nested_objects(message).items()}
+    head = make_message(message.metadata, content=RecordDict())
+    return Incoming(head, get_object_tree(message)), Store(objects)
+
+
+def fetch(incoming: Incoming, store: Store, limits: WireLimits | None = None) -> Message:
+    client = cast("FleetHttpClient", store)
+    fleet = FleetConnection(NODE, client, limits or WireLimits(), threading.Event(), 1.0, Doorbell(0))
+    return fleet.fetch(incoming)
+
+
+CONTENT = RecordDict({"question": ConfigRecord({"text": "x" * 1000})})
+
+
+def test_a_message_is_fetched_whole() -> None:
+    incoming, store = stored(CONTENT)
+
+    assert fetch(incoming, store).content == CONTENT
+    assert store.confirmed == 1
+
+
+def test_a_message_of_too_many_bytes_is_refused() -> None:
+    with pytest.raises(Refusal) as refused:
+        fetch(*stored(CONTENT), WireLimits(message_bytes=500))
+    assert refused.value.reason is RefusalCode.MESSAGE_TOO_LARGE
+
+
+def test_a_message_of_too_many_objects_is_refused_before_any_is_fetched() -> None:
+    incoming, store = stored(CONTENT)
+    store.objects.clear()
+
+    with pytest.raises(Refusal) as refused:
+        fetch(incoming, store, WireLimits(objects=2))
+    assert refused.value.reason is RefusalCode.MESSAGE_TOO_LARGE
+
+
+def test_an_object_that_was_swapped_is_refused() -> None:
+    incoming, store = stored(CONTENT)
+    other = stored(RecordDict({"question": ConfigRecord({"text": "y"})}))[1]
+    store.objects = dict(zip(store.objects, other.objects.values(), strict=True))
+
+    with pytest.raises(Refusal) as refused:
+        fetch(incoming, store)
+    assert refused.value.reason is RefusalCode.MESSAGE_INVALID
+
+
+def test_an_object_that_is_missing_is_a_refusal() -> None:
+    incoming, store = stored(CONTENT)
+    store.objects.popitem()
+
+    with pytest.raises(Refusal) as refused:
+        fetch(incoming, store)
+    assert refused.value.reason is RefusalCode.MESSAGE_INVALID
+
+
+def test_an_object_of_another_kind_is_a_refusal() -> None:
+    incoming, store = stored(CONTENT)
+    (root,) = incoming.tree.children
+    (record,) = root.children
+    tree = ObjectTree(object_id=incoming.tree.object_id, children=[record])
+
+    with pytest.raises(Refusal) as refused:
+        fetch(Incoming(incoming.head, tree), store)
+    assert refused.value.reason is RefusalCode.MESSAGE_INVALID
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\x00", b"RecordDict  5\x00hello", b"Nothing  0\x00", bytes(100)])
+def test_garbage_with_the_right_digest_is_a_refusal(garbage: bytes) -> None:
+    digest = hashlib.sha256(garbage).hexdigest()
+    incoming, store = stored(CONTENT)
+    store.objects[digest] = garbage
+    tree = ObjectTree(object_id=incoming.tree.object_id, children=[ObjectTree(object_id=digest)])
+
+    with pytest.raises(Refusal) as refused:
+        fetch(Incoming(incoming.head, tree), store)
+    assert refused.value.reason is RefusalCode.MESSAGE_INVALID
+
+
+def test_a_message_survives_the_way_to_the_child() -> None:
+    message = detached_message(CONTENT, source=1, target=NODE, message_type="query", answers="b" * 64)
+
+    twin = decode_message(encode_message(message))
+
+    assert twin.content == CONTENT
+    assert vars(twin.metadata) == vars(message.metadata)
+    assert decode_content(encode_content(CONTENT)) == CONTENT
+
+
+# ---------------------------------------------------------------------------------------- the wire, mocked
+
+
+def calling(handler: Callable[[httpx.Request], httpx.Response]) -> FleetConnection:
+    """Return a connection whose requests are answered by `handler`."""
+    limits = WireLimits(response_bytes=1000)
+    client = flower_adapter._BoundedClient("https://x", [], ssl.create_default_context(), limits)
+    hooks = client._client.event_hooks
+    client._client.close()
+    client._client = httpx.Client(transport=httpx.MockTransport(handler), event_hooks=hooks, follow_redirects=False)
+    return FleetConnection(NODE, client, limits, threading.Event(), 0.2, Doorbell(0))
+
+
+def empty(status: int) -> httpx.Response:
+    return httpx.Response(status, headers={"content-length": "0"}, stream=httpx.ByteStream(b""))
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(401, NotAdmittedError), (403, RunOverError), (412, TransportError), (500, TransportError), (503, TransportError)],
+)
+def test_an_http_error_is_one_of_ours_and_no_signal(status: int, error: type[TransportError]) -> None:
+    with pytest.raises(error):
+        calling(lambda _: empty(status)).receive()
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(200, headers={"content-length": "5000"}, content=b""),
+        httpx.Response(200, headers={"content-encoding": "gzip", "content-length": "10"}, stream=httpx.ByteStream(b"")),
+        httpx.Response(200, stream=httpx.ByteStream(b"no length")),
+        httpx.Response(302, headers={"location": "https://elsewhere.example/", "content-length": "0"}),
+    ],
+)
+def test_an_unbounded_encoded_or_redirected_answer_is_not_read(response: httpx.Response) -> None:
+    with pytest.raises(TransportError, match="RemoteProtocolError"):
+        calling(lambda _: response).receive()
+
+
+def test_an_outage_is_waited_out() -> None:
+    answers: Iterator[httpx.Response] = iter([empty(503), empty(502), empty(200)])
+
+    assert calling(lambda _: next(answers)).receive() is None
+
+
+def test_a_stop_ends_the_patience() -> None:
+    fleet = calling(lambda _: empty(503))
+    fleet.patience_s = 60.0
+    fleet.stop.set()
+
+    with pytest.raises(TransportError):
+        fleet.receive()
+
+
+def test_an_address_where_nobody_listens_is_a_transport_error(tmp_path: Path) -> None:
+    key = create_node_key(tmp_path / "node.key")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    with (
+        pytest.raises(TransportError, match="cannot be reached"),
+        open_fleet("127.0.0.1:9", tls, key, threading.Event()),
+    ):
+        pytest.fail("connected to nobody")
+
+
+def test_flwr_version_contract() -> None:
+    assert flower_adapter.check_flower_version().startswith("1.41.")
+    for module, names in flower_adapter.INTERNAL_NAMES.items():
+        for name in names.split():
+            operator.attrgetter(name)(importlib.import_module(module))
+
+
+def test_another_flwr_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "1.42.0")
+
+    with pytest.raises(InstallationError, match=r"1\.42\.0"):
+        flower_adapter.check_flower_version()
