@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fedward_common.contract import Contract, quantity
 from fedward_common.errors import Refusal, RefusalCode
-from fedward_common.study import DpSgd, NoPrivacy, Study
+from fedward_common.study import DpSgd, FlowerRule, NoPrivacy, Study
 
 __all__ = ["Policy", "admit", "admit_cohort"]
 
@@ -24,6 +24,10 @@ class Policy(Contract):
     max_sampling_rate: float = quantity("of patients, for each step", "per patient and step", default=1.0, gt=0, le=1)
     min_patients: int = quantity("in a cohort that trains", "patients", default=20, ge=1)
     min_sites: int = quantity("in the study's quorum", "sites", default=2, ge=2)
+    allow_single_updates: bool = quantity(
+        "admit rules that compare single updates (Flower's strategies); Krum's next model is one hospital's",
+        default=False,
+    )
     max_rounds: int = quantity("of one study", "rounds", default=1000, ge=1)
     max_local_steps: int = quantity("of one round", "steps", default=1000, ge=1)
 
@@ -39,6 +43,8 @@ def admit(study: Study, site: str, policy: Policy) -> None:
     _at_most("training.rounds", study.training.rounds, policy.max_rounds)
     _at_most("training.local_steps", study.training.local_steps, policy.max_local_steps)
     _at_least("aggregation.quorum", study.aggregation.quorum, policy.min_sites)
+    if isinstance(study.aggregation, FlowerRule) and not policy.allow_single_updates:
+        raise Refusal(RefusalCode.POLICY_LIMIT, fields={"key": "aggregation.rule", "asked": study.aggregation.target})
     match study.privacy:
         case None:
             raise Refusal(

@@ -193,7 +193,7 @@ def _encoded(change: npt.NDArray[np.float32], weight: int, bound: float) -> npt.
     """Return the change as it leaves: bounded, then in fixed point."""
     if not np.isfinite(change).all():
         raise Refusal(RefusalCode.UPDATE_NOT_FINITE)
-    if np.abs(change).max(initial=0.0) > bound:
+    if np.abs(change.astype(np.float64)).max(initial=0.0) > bound:
         raise Refusal(RefusalCode.UPDATE_OUT_OF_BOUNDS, fields={"limit": bound})
     return encode_weighted(change, weight, bound=bound)
 

@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fedward_common.contract import nearest
 from fedward_common.errors import StudyError, UnknownKeyError
@@ -50,16 +51,23 @@ def compose_study(overrides: Sequence[str], *, config_dir: Path | None = None) -
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("fedward_conf", version_base="1.3"):
-            search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir is not None else []
+            search = (
+                [f"hydra.searchpath=[{_quoted(f'file://{config_dir.resolve()}')}]"] if config_dir is not None else []
+            )
             composed = compose("config", overrides=[*search, *prepared])
-        values = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         msg = f"the study cannot be composed: {' '.join(str(error).split())}"
         raise StudyError(msg, remedy="check the overrides and the files of --config-dir") from error
     if not isinstance(values, dict):
         msg = "the composed study is not a mapping"
         raise StudyError(msg)
     return {str(key): value for key, value in values.items()}
+
+
+def _quoted(text: str) -> str:
+    """Return `text` as a quoted string of Hydra's grammar, in which a backslash counts before a quote only."""
+    return '"' + text.replace('"', '\\"') + '"'
 
 
 def _refuse_clashes(config_dir: Path) -> None:

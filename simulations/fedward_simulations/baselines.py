@@ -32,7 +32,10 @@ _POOLED = ""
 
 
 def measure_baselines(study: Study, homes: Mapping[str, Path], hold_out: HoldOut, pool: WorkerPool) -> Baselines:
-    """Return each hospital alone and all together, judged on the same hold-out; a site whose rows fail is left out."""
+    """Return each hospital alone and all together, judged on the same hold-out.
+
+    A hospital whose rows break the schema, or whose training diverges alone, is left out.
+    """
     features = hold_out.rows.features
     tasks = {
         name: pool.submit(_trained_scores, study.contract(), [str(h) for h in folders], features)
@@ -65,7 +68,10 @@ def _trained_scores(
     for round_ in range(1, study.training.rounds + 1):
         change, _ = train_round(study, patients, weights, site=name, round_=round_)
         aggregator.start(weights)
-        values = encode_weighted(change, 1, bound=study.aggregation.update_bound)
+        try:
+            values = encode_weighted(change, 1, bound=study.aggregation.update_bound)
+        except ValueError:  # it diverges on its own; the comparison leaves it out
+            return None
         aggregator.add(Update(name, study.digest, round_, weight=1, steps=0, values=values, metrics={}))
         weights = aggregator.finish()
         released = tail.take(round_, weights)

@@ -112,15 +112,17 @@ class _Worker:
         error = inner.exception()
         if isinstance(error, BrokenProcessPool):  # this thread may hold the old executor's lock: leave it be
             self._executor = _new_executor()
-        if error is None:
-            future.set_result(inner.result())
-        else:
-            future.set_exception(error)
-        self._free(self)
+        try:
+            self._free(self)
+        finally:
+            if error is None:
+                future.set_result(inner.result())
+            else:
+                future.set_exception(error)
 
     def stop(self) -> None:
         """Let a running task end, then the process."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._executor.shutdown(wait=True)
 
 
 def _new_executor() -> ProcessPoolExecutor:
