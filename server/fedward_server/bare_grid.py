@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 __all__ = ["BareGrid"]
+
+
+def _refuse(what: str) -> NoReturn:
+    msg = f"this grid does not offer {what}"
+    raise TypeError(msg)
 
 
 class BareGrid(Grid):
@@ -20,28 +25,28 @@ class BareGrid(Grid):
     @property
     def run(self) -> Any:
         """Not offered: there is no run of Flower's."""
-        raise NotImplementedError
+        _refuse("run")
 
     def create_message(self, *_: Any, **__: Any) -> Message:
         """Not offered: Flower deprecates it for `Message`."""
-        raise NotImplementedError
+        _refuse("create_message")
 
     def get_node_ids(self) -> Iterable[int]:
         """Not offered."""
-        raise NotImplementedError
+        _refuse("get_node_ids")
 
     def get_nodes(self) -> Iterable[Any]:
         """Not offered: these nodes have no keys and no owners."""
-        raise NotImplementedError
+        _refuse("get_nodes")
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Not offered."""
-        raise NotImplementedError
+        _refuse("push_messages")
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Not offered."""
-        raise NotImplementedError
+        _refuse("pull_messages")
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Not offered: it cannot hand replies on as they arrive."""
-        raise NotImplementedError
+        _refuse("send_and_receive")

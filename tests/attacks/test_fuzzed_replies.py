@@ -154,7 +154,7 @@ def reference() -> npt.NDArray[np.float32]:
     return one_round(RecordDict())[0].weights
 
 
-def _costs_only_the_sender(reference: npt.NDArray[np.float32], reply: RecordDict | Error) -> None:
+def _assert_costs_only_the_sender(reference: npt.NDArray[np.float32], reply: RecordDict | Error) -> None:
     closed, loop = one_round(reply)
     assert closed.accepted == ("north", "west")
     assert closed.missing.keys() == {"south"}
@@ -172,14 +172,14 @@ def test_the_unchanged_reply_would_be_accepted() -> None:
 @settings(max_examples=DEFAULT)
 @given(hostile)
 def test_no_hostile_reply_ends_the_round_or_is_accepted(reference: npt.NDArray[np.float32], reply: Any) -> None:
-    _costs_only_the_sender(reference, reply)
+    _assert_costs_only_the_sender(reference, reply)
 
 
 @pytest.mark.campaign
 @settings(max_examples=CAMPAIGN)
 @given(hostile)
 def test_no_hostile_reply_of_ten_thousand_is_accepted(reference: npt.NDArray[np.float32], reply: Any) -> None:
-    _costs_only_the_sender(reference, reply)
+    _assert_costs_only_the_sender(reference, reply)
 
 
 # ------------------------------------------------------------------------------------------------------------ roll call

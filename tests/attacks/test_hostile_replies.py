@@ -60,7 +60,7 @@ def in_training(study: Study, behaviour: Behaviour) -> Script:
     return {(ATTACKER, round_): behaviour for round_ in range(1, study.training.rounds + 1)}
 
 
-def costs_only_the_attacker(rehearsal: Rehearsal, reference: Outcome, behaviour: Behaviour, check: str) -> None:
+def assert_costs_only_the_attacker(rehearsal: Rehearsal, reference: Outcome, behaviour: Behaviour, check: str) -> None:
     outcome = rehearsal.run(in_training(rehearsal.study, behaviour))
     result = outcome.result
     assert (result.status, len(result.rounds)) == ("degraded", rehearsal.study.training.rounds)
@@ -110,11 +110,11 @@ def test_replayed_round_is_refused(rehearsal: Rehearsal) -> None:
 
 def test_update_of_another_study_is_refused(rehearsal: Rehearsal, without_attacker: Outcome) -> None:
     other = with_header(digest=small_study(name="other").digest)
-    costs_only_the_attacker(rehearsal, without_attacker, replaced(other), "study")
+    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(other), "study")
 
 
 def test_update_in_another_sites_name_is_refused(rehearsal: Rehearsal, without_attacker: Outcome) -> None:
-    costs_only_the_attacker(rehearsal, without_attacker, replaced(with_header(site="north")), "site")
+    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(with_header(site="north")), "site")
 
 
 # -------------------------------------------------------------------------------------------------------------- weights
@@ -122,14 +122,14 @@ def test_update_in_another_sites_name_is_refused(rehearsal: Rehearsal, without_a
 def test_weight_other_than_the_enrolled_one_is_refused(
     rehearsal: Rehearsal, without_attacker: Outcome, weight: int
 ) -> None:
-    costs_only_the_attacker(rehearsal, without_attacker, replaced(with_header(weight=weight)), "weight")
+    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(with_header(weight=weight)), "weight")
 
 
 @pytest.mark.parametrize("weight", [40.0, "40", True, None, [40]])
 def test_weight_that_is_no_whole_number_is_refused(
     rehearsal: Rehearsal, without_attacker: Outcome, weight: object
 ) -> None:
-    costs_only_the_attacker(rehearsal, without_attacker, replaced(with_header(weight=weight)), "weight")
+    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(with_header(weight=weight)), "weight")
 
 
 # --------------------------------------------------------------------------------------------------------------- arrays
@@ -155,7 +155,7 @@ def test_weight_that_is_no_whole_number_is_refused(
 def test_update_of_another_type_or_shape_is_refused(
     rehearsal: Rehearsal, without_attacker: Outcome, change: Change
 ) -> None:
-    costs_only_the_attacker(rehearsal, without_attacker, replaced(change), "")
+    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(change), "")
 
 
 def npy(header: str, body: bytes = b"") -> Array:
@@ -181,14 +181,14 @@ def test_crafted_array_header_does_not_reach_a_parser(
     rehearsal: Rehearsal, without_attacker: Outcome, header: str
 ) -> None:
     crafted = with_record("update", ArrayRecord({"update": npy(header)}))
-    costs_only_the_attacker(rehearsal, without_attacker, replaced(crafted), "")
+    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(crafted), "")
 
 
 def test_update_beyond_the_bound_is_refused(rehearsal: Rehearsal, without_attacker: Outcome) -> None:
     bound = int(rehearsal.study.aggregation.update_bound) * SCALE * 40
     for value in (bound + 1, -bound - 1, np.iinfo(np.int64).min, np.iinfo(np.int64).max):
         beyond = with_array(lambda v, value=value: np.full(v.shape, value))  # type: ignore[misc]
-        costs_only_the_attacker(rehearsal, without_attacker, replaced(beyond), "bound")
+        assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(beyond), "bound")
 
 
 def test_update_at_the_bound_is_accepted_from_an_honest_site(rehearsal: Rehearsal) -> None:
@@ -211,7 +211,7 @@ def test_update_at_the_bound_is_accepted_from_an_honest_site(rehearsal: Rehearsa
     ],
 )
 def test_missing_record_is_refused(rehearsal: Rehearsal, without_attacker: Outcome, change: Change) -> None:
-    costs_only_the_attacker(rehearsal, without_attacker, replaced(change), "")
+    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(change), "")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_missing_record_is_refused(rehearsal: Rehearsal, without_attacker: Outco
 def test_extra_record_is_refused(
     rehearsal: Rehearsal, without_attacker: Outcome, record: ConfigRecord | MetricRecord | ArrayRecord
 ) -> None:
-    costs_only_the_attacker(rehearsal, without_attacker, replaced(with_record("extra", record)), "")
+    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(with_record("extra", record)), "")
 
 
 def test_extra_array_beside_the_update_is_refused(rehearsal: Rehearsal, without_attacker: Outcome) -> None:
@@ -233,7 +233,7 @@ def test_extra_array_beside_the_update_is_refused(rehearsal: Rehearsal, without_
         arrays = content.array_records["update"]
         return with_record("update", ArrayRecord({**arrays, "rows": Array(np.zeros(3))}))(content)
 
-    costs_only_the_attacker(rehearsal, without_attacker, replaced(smuggle), "")
+    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(smuggle), "")
 
 
 @pytest.mark.parametrize(
@@ -244,18 +244,18 @@ def test_metric_that_no_site_may_send_is_refused(
     rehearsal: Rehearsal, without_attacker: Outcome, metrics: dict[str, Any]
 ) -> None:
     change = with_record("metrics", MetricRecord(metrics))
-    costs_only_the_attacker(rehearsal, without_attacker, replaced(change), "")
+    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(change), "")
 
 
 def test_another_protocol_is_refused(rehearsal: Rehearsal, without_attacker: Outcome) -> None:
-    costs_only_the_attacker(rehearsal, without_attacker, replaced(with_header(protocol=2)), "")
+    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(with_header(protocol=2)), "")
 
 
 @pytest.mark.parametrize("steps", [-1, 1, 1 << 80])
 def test_steps_in_a_study_without_privacy_are_refused(
     rehearsal: Rehearsal, without_attacker: Outcome, steps: int
 ) -> None:
-    costs_only_the_attacker(rehearsal, without_attacker, replaced(with_header(steps=steps)), "steps")
+    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(with_header(steps=steps)), "steps")
 
 
 # -------------------------------------------------------------------------------------------------------- under privacy
