@@ -79,6 +79,7 @@ def new_command(  # noqa: PLR0917  (each is an option of the command line)
     patient: Annotated[str | None, typer.Option(help="Column that identifies the patient")] = None,
     time: Annotated[list[str] | None, typer.Option(help="Column with a date or time; left out")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Column to leave out")] = None,
+    missing: Annotated[list[str] | None, typer.Option(help="Mark that means missing, for example -1")] = None,
     site: SiteColumn = None,
     folder: Annotated[Path, typer.Option(help="Your folder of groups")] = Path("studies"),
 ) -> None:
@@ -93,6 +94,7 @@ def new_command(  # noqa: PLR0917  (each is an option of the command line)
         patient=patient,
         ignore=tuple(ignore or ()),
         time=tuple(time or ()),
+        missing=tuple(missing or ()),
         site_column=site,
         folder=folder,
     )

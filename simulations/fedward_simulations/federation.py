@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Bundled", "Federation", "Source", "Tables", "assemble", "data_folder", "settle"]
 
 COHORT = "cohort"
+_WARMED_SITES = 16
+"""With more sites their tables are encoded by the workers, side by side, when they enrol."""
 
 
 class Bundled(Contract):
@@ -97,22 +99,68 @@ def assemble(source: Source, schema: CohortSchema, *, seed: int) -> Federation:
     kept: dict[str, pd.DataFrame] = {}
     rejected: dict[str, SchemaMismatchError] = {}
     decided: dict[str, bool] = {}
-    for index, (site, frame) in enumerate(sorted(frames.items())):
-        try:
-            usable = complete_rows(frame, schema)
-            rows = encode(usable, schema)
-        except SchemaMismatchError as error:
-            train[site], rejected[site] = frame, error
+    owed: dict[bool, float] = {}
+    for index, (site, checked) in enumerate(sorted(_checked(frames, schema).items())):
+        if isinstance(checked, SchemaMismatchError):
+            train[site], rejected[site] = frames[site], checked
             continue
-        held = np.zeros(len(usable), dtype=bool) if own else _held_out(source, rows, decided, [seed, 2, index])
+        usable, rows = checked
+        held = np.zeros(len(usable), dtype=bool) if own else _held_out(source, rows, decided, owed, [seed, 2, index])
         train[site], kept[site] = usable.loc[~held], usable.loc[held]
     if isinstance(source, Tables) and source.hold_out_table:
         central = read_table(_folder(source) / source.hold_out_table, names=source.names)
         kept = {"central": complete_rows(central, schema)}
+    if rejected and not kept:
+        raise _all_rejected(rejected)
     hold_out = _hold_out(kept, schema)
     if own or schema.patient:
         _refuse_overlap(train, kept, schema, rejected)
     return Federation(train, hold_out, rejected)
+
+
+def _checked(
+    frames: Mapping[str, pd.DataFrame], schema: CohortSchema
+) -> dict[str, tuple[pd.DataFrame, Rows] | SchemaMismatchError]:
+    """Return each site's usable rows, raw and encoded, or what they break.
+
+    Rows that keep the schema are encoded in one go: with hundreds of small sites nearly all the time is overhead.
+    """
+    import pandas as pd  # noqa: PLC0415  (see fedward_common.tables.read_table)
+
+    found: dict[str, tuple[pd.DataFrame, Rows] | SchemaMismatchError] = {}
+    usable: dict[str, pd.DataFrame] = {}
+    for site, frame in frames.items():
+        try:
+            usable[site] = complete_rows(frame, schema)
+        except SchemaMismatchError as error:
+            found[site] = error
+    try:
+        whole = encode(pd.concat(usable.values(), ignore_index=True), schema) if usable else None
+    except SchemaMismatchError:
+        whole = None
+    start = 0
+    for site, frame in usable.items():
+        try:
+            rows = encode(frame, schema) if whole is None else _slice(whole, start, start + len(frame))
+        except SchemaMismatchError as error:
+            found[site] = error
+        else:
+            found[site] = (frame, rows)
+        start += len(frame)
+    return found
+
+
+def _slice(rows: Rows, start: int, end: int) -> Rows:
+    """Return some of the rows as `encode` would give them alone."""
+    codes, patients = np.unique(rows.patients[start:end], return_inverse=True)
+    names = rows.identifiers
+    return Rows(
+        features=rows.features[start:end],
+        labels=rows.labels[start:end],
+        patients=patients.astype(np.int64),
+        identifiers=None if names is None else tuple(names[code] for code in codes),
+        dropped=0,
+    )
 
 
 def settle(federation: Federation, study: Study, policy: Policy, root: Path) -> dict[str, Path]:
@@ -127,7 +175,7 @@ def settle(federation: Federation, study: Study, policy: Policy, root: Path) -> 
         write_site(home, SiteConfig(site=site, policy=policy, cohorts={COHORT: entry}))
         frame.to_csv(home / entry.table, index=False)
         approve(home, study, COHORT)
-        if site not in federation.rejected:  # as a hospital's staff does on registration: checked once, then read back
+        if site not in federation.rejected and len(federation.tables) <= _WARMED_SITES:  # as staff do on registration
             TableCohort(entry, study.cohort, home).patients(study.cohort.max_rows_per_patient)
         homes[site] = home
     return homes
@@ -195,8 +243,14 @@ def _bundled(source: Bundled, seed: int) -> dict[str, pd.DataFrame]:
     }
 
 
-def _held_out(source: Source, rows: Rows, decided: dict[str, bool], seed: list[int]) -> npt.NDArray[np.bool_]:
-    """Return which rows go to the centre, whole patients only; `decided` keeps one decision for all sites."""
+def _held_out(
+    source: Source, rows: Rows, decided: dict[str, bool], owed: dict[bool, float], seed: list[int]
+) -> npt.NDArray[np.bool_]:
+    """Return which rows go to the centre, whole patients only.
+
+    `decided` keeps one decision for all sites. `owed` carries what rounding took from a site that owes less than one
+    patient, by outcome, to the next such site: of hundreds of sites with one death each, every fifth gives it.
+    """
     if isinstance(source, Tables) and source.split == "flamby":
         return _flamby_split(rows.labels)
     generator = np.random.Generator(np.random.PCG64(seed))
@@ -205,7 +259,11 @@ def _held_out(source: Source, rows: Rows, decided: dict[str, bool], seed: list[i
     held = np.zeros(rows.patient_count, dtype=bool)
     for value in (False, True):
         members = np.nonzero(outcome == value)[0]
-        count = round(len(members) * source.hold_out)
+        due = len(members) * source.hold_out
+        if due < 1:
+            due += owed.get(value, 0.0)
+            owed[value] = due - round(due)
+        count = round(due)
         held[generator.permutation(members)[:count]] = True
     for code, identifier in enumerate(rows.identifiers or ()):
         held[code] = decided.setdefault(identifier, bool(held[code]))
@@ -226,6 +284,14 @@ def _flamby_split(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     held = np.zeros(len(labels), dtype=bool)
     held[test] = True
     return held
+
+
+def _all_rejected(rejected: Mapping[str, SchemaMismatchError]) -> SchemaMismatchError:
+    listing = "; ".join(f"{site}: {error.message}" for site, error in list(rejected.items())[:8])
+    msg = f"every hospital's table breaks the schema ({listing})"
+    return SchemaMismatchError(
+        msg, counts=next(iter(rejected.values())).counts, remedy=next(iter(rejected.values())).remedy
+    )
 
 
 def _hold_out(kept: Mapping[str, pd.DataFrame], schema: CohortSchema) -> HoldOut:

@@ -49,7 +49,7 @@ class Plan(Contract):
         return calibrated(Study.of(contract))
 
 
-def draft_plan(values: Mapping[str, Any]) -> Plan:
+def draft_plan(values: Mapping[str, Any], *, site_column: str | None = None) -> Plan:
     """Return the plan in composed values; the study's sites are filled in once the tables are known.
 
     Raises:
@@ -60,7 +60,7 @@ def draft_plan(values: Mapping[str, Any]) -> Plan:
     if cohort.get("source") is None:
         msg = "cohort.source is missing"
         raise StudyError(msg, remedy="it says where the simulated hospitals' tables are")
-    origin = {"source": cohort.pop("source")}
+    origin = {"source": dict(cohort.pop("source")) | ({"site_column": site_column} if site_column else {})}
     beside = {"engine": rest.pop("engine", {}), "policy": rest.pop("policy", {}), "cohort": origin}
     settings = validated(_Beside, beside)
     study = Study.of({"sites": ["a", "b"], **rest, "cohort": cohort.pop("schema", {}), **_misplaced(cohort)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from fedward_simulations.predictor import PoolPredictor
 __all__ = ["Finished", "Watcher", "compose_plan", "run"]
 
 _REPORT = "fedward_server.report"
+_PLENTY = 4 << 30  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,7 @@ def compose_plan(
     Raises:
         FedwardError: with everything that is wrong, and the remedy.
     """
-    extra = [f"cohort.source.site_column={site_column}"] if site_column else []
-    plan = draft_plan(compose_study([*overrides, *extra], config_dir=config_dir))
+    plan = draft_plan(compose_study(overrides, config_dir=config_dir), site_column=site_column)
     federation = assemble(plan.source, plan.study.cohort, seed=plan.study.seed)
     return plan, federation, plan.with_sites(federation)
 
@@ -90,7 +91,7 @@ def run(
         watcher.rejected(site, error)
     folder = _new_folder(out, study.name)
     with contextlib.ExitStack() as stack:
-        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedward-")))
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedward-", dir=_scratch())))
         pool = _LazyPool(plan, stack)
         homes = settle(federation, study, plan.policy, root / "sites")
         threading.Thread(target=importlib.import_module, args=(_REPORT,), daemon=True).start()  # while workers wake up
@@ -155,6 +156,15 @@ def _run_engine(  # noqa: PLR0913  (what a run needs, by name)
         msg = f"engine={name} ended without a result"
         raise RuntimeError(msg)
     return coordinator.result
+
+
+def _scratch() -> Path | None:
+    """Return memory for the simulated hospitals' folders, where there is plenty: their ledgers sync each round."""
+    memory = Path("/dev/shm")  # noqa: S108  (a fresh folder of mode 0700 is made in it)
+    try:
+        return memory if shutil.disk_usage(memory).free > _PLENTY else None
+    except OSError:
+        return None
 
 
 def _new_folder(out: Path, study: str) -> Path:
