@@ -86,6 +86,14 @@ class TableCohort:
         schema = canonical_json([self._schema.model_dump(mode="json"), list(self._names or ())])
         return hashlib.sha256(hashlib.sha256(content).digest() + schema).hexdigest()
 
+    def keep(self, rows: Rows) -> None:
+        """Keep the encoded rows of the file as it is now, so that they are read back instead of checked again.
+
+        Args:
+            rows: what `encode` gives for this file and schema.
+        """
+        _write_privately(self._cache / f"{self.fingerprint()}.npz", rows)
+
     def patients(self, limit: int) -> Patients:
         """See `Cohort.patients`. The table is parsed and checked once for each fingerprint.
 
@@ -95,8 +103,7 @@ class TableCohort:
         """
         cached = self._cache / f"{self.fingerprint()}.npz"
         if not cached.exists():
-            rows = encode(read_table(self._path, names=self._names), self._schema)
-            _write_privately(cached, rows)
+            self.keep(encode(read_table(self._path, names=self._names), self._schema))
         with np.load(cached, allow_pickle=False) as arrays:
             return _grouped(arrays["features"], arrays["labels"], arrays["patients"], limit)
 

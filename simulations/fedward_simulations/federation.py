@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Bundled", "Federation", "Source", "Tables", "assemble", "data_folder", "settle"]
 
 COHORT = "cohort"
-_WARMED_SITES = 16
-"""With more sites their tables are encoded by the workers, side by side, when they enrol."""
 
 
 class Bundled(Contract):
@@ -71,11 +69,13 @@ class Federation:
         hold_out: central rows, encoded; None only if no valid row was left for it.
         rejected: sites whose table breaks the schema, with the counts of each rule; they keep all their rows and
             refuse for themselves.
+        encoded: the same training rows as numbers, by site; none for a rejected one.
     """
 
     tables: dict[str, pd.DataFrame]
     hold_out: HoldOut
     rejected: dict[str, SchemaMismatchError]
+    encoded: dict[str, Rows] = field(default_factory=dict)
 
 
 def data_folder() -> Path:
@@ -98,6 +98,7 @@ def assemble(source: Source, schema: CohortSchema, *, seed: int) -> Federation:
     train: dict[str, pd.DataFrame] = {}
     kept: dict[str, pd.DataFrame] = {}
     rejected: dict[str, SchemaMismatchError] = {}
+    encoded: dict[str, Rows] = {}
     decided: dict[str, bool] = {}
     owed: dict[bool, float] = {}
     for index, (site, checked) in enumerate(sorted(_checked(frames, schema).items())):
@@ -107,6 +108,7 @@ def assemble(source: Source, schema: CohortSchema, *, seed: int) -> Federation:
         usable, rows = checked
         held = np.zeros(len(usable), dtype=bool) if own else _held_out(source, rows, decided, owed, [seed, 2, index])
         train[site], kept[site] = usable.loc[~held], usable.loc[held]
+        encoded[site] = _select(rows, np.nonzero(~held)[0])
     if isinstance(source, Tables) and source.hold_out_table:
         central = read_table(_folder(source) / source.hold_out_table, names=source.names)
         kept = {"central": complete_rows(central, schema)}
@@ -115,7 +117,7 @@ def assemble(source: Source, schema: CohortSchema, *, seed: int) -> Federation:
     hold_out = _hold_out(kept, schema)
     if own or schema.patient:
         _refuse_overlap(train, kept, schema, rejected)
-    return Federation(train, hold_out, rejected)
+    return Federation(train, hold_out, rejected, encoded)
 
 
 def _checked(
@@ -141,7 +143,7 @@ def _checked(
     start = 0
     for site, frame in usable.items():
         try:
-            rows = encode(frame, schema) if whole is None else _slice(whole, start, start + len(frame))
+            rows = encode(frame, schema) if whole is None else _select(whole, np.arange(start, start + len(frame)))
         except SchemaMismatchError as error:
             found[site] = error
         else:
@@ -150,14 +152,14 @@ def _checked(
     return found
 
 
-def _slice(rows: Rows, start: int, end: int) -> Rows:
+def _select(rows: Rows, chosen: npt.NDArray[np.int64]) -> Rows:
     """Return some of the rows as `encode` would give them alone."""
-    codes, patients = np.unique(rows.patients[start:end], return_inverse=True)
+    codes, patients = np.unique(rows.patients[chosen], return_inverse=True)
     names = rows.identifiers
     return Rows(
-        features=rows.features[start:end],
-        labels=rows.labels[start:end],
-        patients=patients.astype(np.int64),
+        features=rows.features[chosen],
+        labels=rows.labels[chosen],
+        patients=patients.astype(np.int64).reshape(-1),
         identifiers=None if names is None else tuple(names[code] for code in codes),
         dropped=0,
     )
@@ -175,8 +177,8 @@ def settle(federation: Federation, study: Study, policy: Policy, root: Path) -> 
         write_site(home, SiteConfig(site=site, policy=policy, cohorts={COHORT: entry}))
         frame.to_csv(home / entry.table, index=False)
         approve(home, study, COHORT)
-        if site not in federation.rejected and len(federation.tables) <= _WARMED_SITES:  # as staff do on registration
-            TableCohort(entry, study.cohort, home).patients(study.cohort.max_rows_per_patient)
+        if site in federation.encoded:  # as a hospital's staff does on registration: checked once, then read back
+            TableCohort(entry, study.cohort, home).keep(federation.encoded[site])
         homes[site] = home
     return homes
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 
 __all__ = ["machine", "measure_in_turn", "report", "run_process"]
 
+_SETTLE_S = 5.0
+
 
 def machine() -> str:
     """Return the processor, the number of cores and the Python version."""
@@ -42,10 +44,14 @@ def run_process(command: Sequence[str], *, limit_s: float = 600.0) -> str:
 
 
 def measure_in_turn(sides: dict[str, Callable[[], object]], *, repeats: int) -> dict[str, float]:
-    """Return each side's median wall time in seconds; the sides alternate, so that both meet the same machine."""
+    """Return each side's median wall time in seconds.
+
+    The sides alternate, after a pause in which the processes that the other side left behind can end.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, run in sides.items():
+            time.sleep(_SETTLE_S)
             began = time.monotonic()
             run()
             seconds[name].append(time.monotonic() - began)
