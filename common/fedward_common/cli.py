@@ -1,5 +1,8 @@
 """The ``fedward`` command: a root that loads a room's commands only when one of them is asked for.
 
+A command that will need slow libraries may start loading them before anything else is imported: an entry point of
+the group ``fedward.early`` with the command's name is called with the remaining arguments.
+
 Each room registers its commands as entry points of the group ``fedward.commands``; ``study.new`` is the command
 ``new`` below ``study``. So a hospital's installation has no server command, and none is imported before use.
 """
@@ -19,6 +22,7 @@ from fedward_common.errors import FedwardError
 __all__ = ["main"]
 
 _GROUP: Final = "fedward.commands"
+_EARLY: Final = "fedward.early"
 _SUMMARIES: Final = {
     "client": "A hospital's side.",
     "data": "Download data sets with pinned digests.",
@@ -71,6 +75,8 @@ def main() -> None:
     """Run the command line; an error of Fedward's own is a message with a remedy and exit code 1."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    for point in entry_points(group=_EARLY, name=sys.argv[1] if len(sys.argv) > 1 else ""):
+        point.load()(sys.argv[2:])
     root = click.version_option(__version__, prog_name="fedward")(_LazyGroup(summary=__doc__.split("\n\n")[0]))
     root.help = "Fedward: federated learning for hospitals."
     try:

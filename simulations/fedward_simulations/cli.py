@@ -34,11 +34,7 @@ def simulate_command(
     json: Annotated[bool, typer.Option("--json", help="Print result.json and nothing else")] = False,
 ) -> None:
     """Run a study over simulated hospitals and compare it with each hospital alone and with pooled data."""
-    from fedward_simulations.pool import prewarm  # noqa: PLC0415  (light; torch loads behind while the rest is read)
-
-    if not {"engine=deployed", "engine=ray"} & set(overrides or ()):  # these bring processes of their own
-        prewarm(private="privacy=none" not in (overrides or ()))
-    from rich.console import Console  # noqa: PLC0415  (after the fork server has started)
+    from rich.console import Console  # noqa: PLC0415  (commands load what they use)
 
     from fedward_server.coordinator import dump  # noqa: PLC0415  (see above)
     from fedward_simulations.console import ProgressLine, show_result  # noqa: PLC0415  (see above)

@@ -120,7 +120,7 @@ def _comparison(result: RunResult) -> Table:
         table.add_row(f"… {len(hidden)} more in result.json")
     table.add_row("federated", *_cells(result.central), style="bold")
     if result.baselines.pooled is not None:
-        table.add_row("pooled (simulation only)", *_cells(result.baselines.pooled))
+        table.add_row("pooled (sim. only)", *_cells(result.baselines.pooled))
     return table
 
 
@@ -152,5 +152,6 @@ def _closing(finished: Finished) -> str:
         lines.append(f"privacy: ε {privacy.epsilon:g} at δ {privacy.delta:g} for each patient, over the whole study")
     else:
         lines.append("privacy: none; this model may reveal its patients")
-    lines.append(f"report: {finished.folder / 'report.html'}")
+    report = finished.folder / "report.html"
+    lines.append(f"report: {report}" if report.exists() else f"result: {finished.folder / 'result.json'}")
     return "\n".join(lines)

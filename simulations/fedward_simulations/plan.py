@@ -21,6 +21,7 @@ class EngineSettings(Contract):
     name: Literal["local", "ray", "deployed"]
     workers: int = quantity("processes that train", "processes", default=2, ge=1, le=256)
     baselines: bool = quantity("also train each hospital alone, and all rows in one place", default=True)
+    report: bool = quantity("also write report.html", default=True)
 
 
 class _Origin(Contract):

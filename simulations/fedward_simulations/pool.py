@@ -9,14 +9,14 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import forkserver
 from typing import Any, ParamSpec, Self, TypeVar
 
-__all__ = ["WorkerLostError", "WorkerPool", "prewarm"]
+__all__ = ["WorkerLostError", "WorkerPool", "prewarm", "prewarm_for"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,6 +28,13 @@ _PRIVATE = ["opacus.grad_sample", "dp_accounting.pld.privacy_loss_distribution"]
 
 WorkerLostError = BrokenProcessPool
 """What a future holds whose worker died."""
+
+
+def prewarm_for(arguments: Sequence[str]) -> None:
+    """Start the fork server for ``fedward simulate ARGUMENTS``, if its engine uses one; a wrong guess costs time."""
+    own_processes = {"engine=deployed", "engine=ray", "--help"}
+    if not own_processes & set(arguments):
+        prewarm(private="privacy=none" not in arguments)
 
 
 def prewarm(*, private: bool) -> None:

@@ -94,13 +94,18 @@ def run(
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedward-", dir=_scratch())))
         pool = _LazyPool(plan, stack)
         homes = settle(federation, study, plan.policy, root / "sites")
-        threading.Thread(target=importlib.import_module, args=(_REPORT,), daemon=True).start()  # while workers wake up
+        if plan.engine.report:
+            threading.Thread(
+                target=importlib.import_module, args=(_REPORT,), daemon=True
+            ).start()  # while workers wake up
         result = _run_engine(plan, study, federation, homes, folder=folder, scratch=root, pool=pool, watcher=watcher)
         if plan.engine.baselines and result.status in {"completed", "degraded"}:
             watcher.phase("baselines")
             baselines = measure_baselines(study, homes, federation.hold_out, pool())
             result = result.model_copy(update={"baselines": baselines})
             write_atomically(folder / "result.json", dump(result))
+    if not plan.engine.report:
+        return Finished(result, study, folder)
     watcher.phase("report")
     report: str = importlib.import_module(_REPORT).render_report(result, study)
     write_atomically(folder / "report.html", report.encode("utf-8"))
