@@ -163,6 +163,17 @@ class Ledger:
             for study, rounds, steps, sigma, rate, delta in rows
         ]
 
+    def reservations(self) -> list[tuple[str, int]]:
+        """Return (study, round) of every reservation."""
+        with self._open() as database:
+            return [(str(s), int(r)) for s, r in database.execute("SELECT study, round FROM reservations").fetchall()]
+
+    def spends(self, cohort: str) -> list[Spend]:
+        """Return what all granted studies may cost `cohort`, every planned round counted."""
+        query = "SELECT noise_multiplier, sampling_rate, rounds * steps FROM grants WHERE cohort = ?"
+        with self._open() as database:
+            return [Spend(*row) for row in database.execute(query, (cohort,)).fetchall()]
+
     def spent(self, cohort: str, delta: float) -> float:
         """Return ε, at `delta`, of every reservation that was ever made on `cohort`."""
         query = "SELECT noise_multiplier, sampling_rate, steps FROM reservations WHERE cohort = ?"

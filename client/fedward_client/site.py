@@ -4,14 +4,16 @@
 
     <home>/
       site.yaml         name, policy, register of cohorts
-      approvals.json    study digest -> cohort name
+      studies/          what was proposed
+      approvals.json    what was decided
       ledger.sqlite     what each cohort has spent
+      audit.*           the log of decisions, its signed head, its key
       cache/            encoded tables
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +26,8 @@ import yaml
 from flwr.app import RecordDict
 from pydantic import Field
 
+from fedward_client.approvals import Approvals, Decision
+from fedward_client.audit import AuditLog
 from fedward_client.cohort import Patients, TableCohort, TableEntry
 from fedward_client.ledger import Ledger
 from fedward_client.policy import Policy, admit, admit_cohort
@@ -43,7 +47,7 @@ from fedward_common.wire import (
     write_update,
 )
 
-__all__ = ["Site", "SiteConfig", "approve", "write_site"]
+__all__ = ["Site", "SiteConfig", "approve", "create_site", "register_cohort", "write_site"]
 
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -65,11 +69,56 @@ def write_site(home: Path, config: SiteConfig) -> None:
     (home / "site.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
-def approve(home: Path, study: Study, cohort: str) -> None:
-    """Record the hospital's yes to exactly this study on exactly this cohort."""
-    path = home / "approvals.json"
-    approvals = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    path.write_text(json.dumps(approvals | {study.digest: cohort}, indent=1), encoding="utf-8")
+def create_site(home: Path, site: str) -> None:
+    """Make the folder of a new hospital, with a policy in which every limit is explained.
+
+    Raises:
+        LocalDataError: there is a ``site.yaml`` already.
+    """
+    path = home / "site.yaml"
+    if path.exists():
+        msg = f"{path} is there already"
+        raise LocalDataError(msg, remedy="choose another --home, or keep what is there")
+    validated(SiteConfig, {"site": site})
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.write_text(commented_site(site), encoding="utf-8")
+
+
+def commented_site(site: str) -> str:
+    """Return the text of a new ``site.yaml``: every limit of the policy at its default, with its meaning and unit."""
+    lines = [f"site: {site}", "policy:"]
+    for name, field in Policy.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        unit = f" [{extra['unit']}]" if extra.get("unit") else ""
+        default = yaml.safe_dump(field.default).split("\n", maxsplit=1)[0]
+        lines += [f"  # {field.description}{unit}", f"  {name}: {default}"]
+    return "\n".join([*lines, "# tables, by name: fedward client cohort add NAME FILE", "cohorts: {}", ""])
+
+
+def register_cohort(home: Path, name: str, entry: TableEntry) -> None:
+    """Add a table to ``site.yaml``, keeping the file's comments.
+
+    Raises:
+        LocalDataError: the name is taken.
+    """
+    config = Site(home).config
+    if name in config.cohorts:
+        msg = f"a cohort {name!r} is registered already"
+        raise LocalDataError(msg, remedy="choose another name")
+    everything = {k: v.model_dump(mode="json") for k, v in {**config.cohorts, name: entry}.items()}
+    validated(SiteConfig, {"site": config.site, "cohorts": everything})
+    path = home / "site.yaml"
+    text = path.read_text(encoding="utf-8")
+    head = text[: text.index("\ncohorts:") + 1] if "\ncohorts:" in text else text
+    path.write_text(head + yaml.safe_dump({"cohorts": everything}, sort_keys=True), encoding="utf-8")
+
+
+def approve(home: Path, study: Study, cohort: str, *, by: str = "simulation") -> None:
+    """Record the hospital's yes to exactly this study on this cohort as it is now."""
+    site, approvals = Site(home), Approvals(home)
+    approvals.propose(study)
+    fingerprint = TableCohort(site.registered(cohort), study.cohort, home).fingerprint()
+    approvals.decide(study, Decision("approved", by, _now(), cohort, fingerprint))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,24 +150,42 @@ class Site:
         self.home = home
         self.config = validated(SiteConfig, data if isinstance(data, dict) else {}, where=str(path))
         self.ledger = Ledger(home / "ledger.sqlite")
+        self.approvals = Approvals(home)
+        self.audit = AuditLog(home)
+
+    def registered(self, cohort: str) -> TableEntry:
+        """Return the register's entry for `cohort`.
+
+        Raises:
+            LocalDataError: there is none.
+        """
+        try:
+            return self.config.cohorts[cohort]
+        except KeyError:
+            msg = f"no cohort {cohort!r} is registered"
+            remedy = f"fedward client cohort add {cohort} FILE; there are: {', '.join(self.config.cohorts) or 'none'}"
+            raise LocalDataError(msg, remedy=remedy) from None
 
     def answer(self, content: RecordDict) -> RecordDict:
         """Return the reply to one message of the centre: an enrolment, an update or a refusal.
 
         No error of Fedward's own leaves this method, and of a refusal only its code and allow-listed fields do.
         """
+        study = ""
         try:
             task = read_task(content)
+            study = task.study.digest
             return write_enrolment(self.enrol(task.study)) if task.weights is None else write_update(self.train(task))
-        except Refusal as refusal:
-            return write_refusal(self.config.site, refusal)
+        except Refusal as error:
+            refusal = error
         except SchemaMismatchError as error:
-            mismatch = Refusal(RefusalCode.COHORT_MISMATCH, error.message, fields={"rule_count": len(error.counts)})
-            return write_refusal(self.config.site, mismatch)
+            refusal = Refusal(RefusalCode.COHORT_MISMATCH, error.message, fields={"rule_count": len(error.counts)})
         except LocalDataError as error:
-            return write_refusal(self.config.site, Refusal(RefusalCode.COHORT_MISSING, error.message))
+            refusal = Refusal(RefusalCode.COHORT_MISSING, error.message)
         except FedwardError as error:
-            return write_refusal(self.config.site, Refusal(RefusalCode.INTERNAL, error.message))
+            refusal = Refusal(RefusalCode.INTERNAL, error.message)
+        self.audit.append("refused", at=_now(), study=study, code=refusal.crossing())
+        return write_refusal(self.config.site, refusal)
 
     def enrol(self, study: Study) -> Enrolment:
         """Return the site's yes to `study`, if policy, budget and cohort allow all of its rounds.
@@ -141,6 +208,7 @@ class Site:
                 lifetime_delta=self.config.policy.max_delta,
                 now=_now(),
             )
+        self.audit.append("enrolled", at=_now(), study=study.digest, cohort=work.cohort, patients=len(work.patients))
         return Enrolment(self.config.site, study.digest, len(work.patients), __version__)
 
     def train(self, task: Task) -> Update:
@@ -155,34 +223,51 @@ class Site:
         work = self._admitted(task.study)
         steps = 0
         if isinstance(task.study.privacy, DpSgd):
-            steps = self.ledger.reserve(cohort=work.cohort, study=task.study.digest, round_=task.round, now=_now())
+            steps = self._debit(work, task.round)
         if task.weights is None:
             raise Refusal(RefusalCode.MESSAGE_INVALID, "a training task without a model")
         change, loss = train_round(task.study, work.patients, task.weights, site=self.config.site, round_=task.round)
         weight = self._weight(task.study, len(work.patients))
+        values = _encoded(change, weight, task.study.aggregation.update_bound)
+        digest = hashlib.sha256(values.tobytes()).hexdigest()
+        study = task.study.digest
+        self.audit.append("released", at=_now(), study=study, round=task.round, sha256=digest, bytes=values.nbytes)
         return Update(
             site=self.config.site,
             digest=task.study.digest,
             round=task.round,
             weight=weight,
             steps=steps,
-            values=_encoded(change, weight, task.study.aggregation.update_bound),
+            values=values,
             metrics={} if math.isnan(loss) else {"loss": loss},
         )
 
+    def _debit(self, work: _Work, round_: int) -> int:
+        """Debit one round, in the ledger and then in the log; return the steps spent so far.
+
+        What the log says was debited is therefore in the ledger, unless an old copy of the ledger was put back
+        (`fedward_client.audit.missing_reservations`).
+        """
+        study = work.study.digest
+        steps = self.ledger.reserve(cohort=work.cohort, study=study, round_=round_, now=_now())
+        self.audit.append("reserved", at=_now(), study=study, cohort=work.cohort, round=round_, steps=steps)
+        return steps
+
     def _admitted(self, study: Study) -> _Work:
         admit(study, self.config.site, self.config.policy)
-        path = self.home / "approvals.json"
-        approvals = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        name = approvals.get(study.digest)
-        if name is None:
+        decision = self.approvals.decision(study.digest)
+        if decision is None or decision.answer != "approved":
+            if self.approvals.propose(study):
+                self.audit.append("proposed", at=_now(), study=study.digest, name=study.name)
             raise Refusal(RefusalCode.AWAITING_APPROVAL)
-        if name not in self.config.cohorts:
+        if decision.cohort not in self.config.cohorts:
             raise Refusal(RefusalCode.COHORT_MISSING)
-        cohort = TableCohort(self.config.cohorts[name], study.cohort, self.home)
+        cohort = TableCohort(self.config.cohorts[decision.cohort], study.cohort, self.home)
+        if cohort.fingerprint() != decision.fingerprint:
+            raise Refusal(RefusalCode.AWAITING_APPROVAL, "the cohort changed since it was approved")
         patients = cohort.patients(study.cohort.max_rows_per_patient)
         admit_cohort(len(patients), self.config.policy)
-        return _Work(study, name, patients)
+        return _Work(study, decision.cohort, patients)
 
     @staticmethod
     def _weight(study: Study, patients: int) -> int:
