@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from fedward_common.errors import LocalDataError
+from fedward_common.errors import InstallationError, LocalDataError
 from fedward_common.study import Study
 from fedward_common.study_file import StudyFile, read_study_file
 
@@ -106,4 +106,4 @@ class Approvals:
             return {digest: Decision(**value) for digest, value in content.items()}
         except (ValueError, TypeError, AttributeError) as error:
             msg = f"{self._path.name} cannot be read, so nothing is approved"
-            raise LocalDataError(msg, remedy="restore it, or delete it and approve the studies again") from error
+            raise InstallationError(msg, remedy="restore it, or delete it and approve the studies again") from error

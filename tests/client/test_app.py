@@ -11,6 +11,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from fedward_client.app import HOME_KEY, app, respond
+from fedward_client.site import approve
 from fedward_common.flower_adapter import assume_identity, detached_message
 from fedward_common.models import initial_weights, parameter_spec
 from fedward_common.study import Study
@@ -116,6 +117,9 @@ def test_no_cell_of_the_table_is_in_any_outbound_byte(tmp_path: Path, study: Stu
     home = site_home(tmp_path, study, frame=frame)
     replies = [respond(content, home) for content in (write_roll_call(study), task(study), task(study), RecordDict())]
     (home / f"{COHORT}.csv").write_text(frame.replace("f", "CANARY").to_csv(index=False), encoding="utf-8")
+    replies.append(respond(write_roll_call(study), home))
+    assert read_refusal(replies[-1]) == "awaiting_approval"
+    approve(home, study, COHORT)
     replies.append(respond(write_roll_call(study), home))
     assert read_refusal(replies[-1]) == "cohort_mismatch rule_count=1"
     sent = b"\x00".join(outbound(reply) for reply in replies)

@@ -85,7 +85,8 @@ def test_a_log_cut_short_is_found_and_not_written_to(log: AuditLog) -> None:
 
 
 def test_a_log_written_anew_with_another_key_is_found(log: AuditLog, tmp_path: Path) -> None:
-    forger = AuditLog(tmp_path / "forged") if (tmp_path / "forged").mkdir() is None else log
+    (tmp_path / "forged").mkdir()
+    forger = AuditLog(tmp_path / "forged")
     for number in range(1, 6):
         forger.append("reserved", at=NOW, study="b" * 64, round=number, steps=number)
     log.path.write_bytes(forger.path.read_bytes())

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from click.testing import Result
+from typer.testing import CliRunner
 
 from fedward_client.approvals import MAX_WAITING, Approvals
 from fedward_client.cli import app
@@ -40,7 +41,9 @@ def home(tmp_path: Path) -> Path:
     folder = tmp_path / "home"
     assert _call(folder, "init", "north").exit_code == 0
     config = (folder / "site.yaml").read_text(encoding="utf-8")
-    relaxed = config.replace("require_privacy: true", "require_privacy: false").replace("min_patients: 20", "min_patients: 2")
+    relaxed = config.replace("require_privacy: true", "require_privacy: false").replace(
+        "min_patients: 20", "min_patients: 2"
+    )
     (folder / "site.yaml").write_text(relaxed, encoding="utf-8")
     table(60, seed=1).to_csv(tmp_path / "chart.csv", index=False)
     assert _call(folder, "cohort", "add", "chart", str(tmp_path / "chart.csv")).exit_code == 0

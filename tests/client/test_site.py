@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from flwr.app import RecordDict
 
+from fedward_client.approvals import Approvals, Decision
 from fedward_client.ledger import Ledger
 from fedward_client.policy import Policy
 from fedward_client.site import Site, SiteConfig, approve, write_site
@@ -121,7 +122,7 @@ def test_site_that_the_study_does_not_name_refuses(tmp_path: Path) -> None:
 
 def test_cohort_that_is_not_registered_is_missing(tmp_path: Path) -> None:
     home = site_home(tmp_path)
-    approve(home, STUDY, "another")
+    Approvals(home).decide(STUDY, Decision("approved", "ann", "2026-11-23T12:00:00+00:00", "another", "0" * 64))
     assert read_refusal(roll_call(home, STUDY)) == "cohort_missing"
 
 
