@@ -194,7 +194,7 @@ def test_two_processes_reserving_the_same_round_at_once_one_wins(tmp_path: Path,
 
 def test_ledger_has_no_way_to_give_back() -> None:
     names = [name for name in vars(Ledger) if not name.startswith("_")]
-    assert sorted(names) == ["entries", "grant", "reserve", "spent"]
+    assert sorted(names) == ["entries", "grant", "reservations", "reserve", "spends", "spent"]
 
 
 def test_reservation_carries_the_cost_that_was_granted(tmp_path: Path, ledger: Ledger) -> None:
