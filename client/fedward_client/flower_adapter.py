@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Final, TypeVar
 
 # Read by flwr when it is imported, so they are set before that; nobody is told that a hospital trains.
@@ -45,11 +44,11 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedward_common.certificates import public_key_bytes
-from fedward_common.errors import InstallationError, Refusal, RefusalCode, TransportError
+from fedward_common.errors import Refusal, RefusalCode, TransportError
+from fedward_common.flower_adapter import check_flower_version
 
 __all__ = [
     "INTERNAL_NAMES",
-    "SUPPORTED_FLOWER",
     "Doorbell",
     "FleetConnection",
     "Incoming",
@@ -64,7 +63,6 @@ __all__ = [
     "open_fleet",
 ]
 
-SUPPORTED_FLOWER: Final = "1.41."
 
 INTERNAL_NAMES: Final[dict[str, str]] = {
     "flwr.app.message": "make_message remove_content_from_message",
@@ -126,19 +124,6 @@ class WireLimits:
     message_bytes: int = 512 * 1024 * 1024
     objects: int = 4096
     response_bytes: int = 64 * 1024 * 1024
-
-
-def check_flower_version() -> str:
-    """Return the installed flwr version.
-
-    Raises:
-        InstallationError: it is not a 1.41 release; the internal names used here may have moved.
-    """
-    version = metadata.version("flwr")
-    if not version.startswith(SUPPORTED_FLOWER):
-        msg = f"flwr {version} is installed, Fedward stands on {SUPPORTED_FLOWER}x"
-        raise InstallationError(msg, remedy="pip install 'flwr==1.41.0'")
-    return version
 
 
 class _VersionInterceptor:

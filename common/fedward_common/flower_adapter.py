@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from importlib import metadata
+from typing import TYPE_CHECKING, Final
 
 # Read by flwr when it is imported, so they are set before that; nobody is told that a hospital trains.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -15,12 +16,28 @@ from flwr.app import Message, Metadata
 from flwr.app.message import make_message
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedward_common.errors import InstallationError
+
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
-__all__ = ["assume_identity", "detached_message", "quieten"]
+__all__ = ["SUPPORTED_FLOWER", "assume_identity", "check_flower_version", "detached_message", "quieten"]
 
+SUPPORTED_FLOWER: Final = "1.41."
 _ONE_DAY_S = 86_400.0
+
+
+def check_flower_version() -> str:
+    """Return the installed flwr version.
+
+    Raises:
+        InstallationError: it is not a 1.41 release; the internal names in the rooms' adapters may have moved.
+    """
+    version = metadata.version("flwr")
+    if not version.startswith(SUPPORTED_FLOWER):
+        msg = f"flwr {version} is installed, Fedward stands on {SUPPORTED_FLOWER}x"
+        raise InstallationError(msg, remedy="pip install 'flwr==1.41.0'")
+    return version
 
 
 def assume_identity(*, run: int, node: int, task: int = 1) -> None:
@@ -40,7 +57,7 @@ def detached_message(
         message_type: ``train`` or ``query``.
         answers: identifier of the message that it answers.
     """
-    metadata = Metadata(
+    head = Metadata(
         run_id=1,
         message_id="",
         src_node_id=source,
@@ -51,7 +68,7 @@ def detached_message(
         ttl=_ONE_DAY_S,
         message_type=message_type,
     )
-    return make_message(metadata=metadata, content=content)
+    return make_message(metadata=head, content=content)
 
 
 def quieten() -> None:

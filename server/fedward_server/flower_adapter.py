@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -50,7 +49,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.grid import HttpGrid
 
-from fedward_common.errors import CoordinatorError, InstallationError, TransportError
+from fedward_common.errors import CoordinatorError, TransportError
+from fedward_common.flower_adapter import check_flower_version
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -59,7 +59,6 @@ if TYPE_CHECKING:
 __all__ = [
     "INTERNAL_NAMES",
     "RUN_ENDED",
-    "SUPPORTED_FLOWER",
     "CoordinatorGrid",
     "build_superlink",
     "check_flower_version",
@@ -69,7 +68,6 @@ __all__ = [
     "task_session",
 ]
 
-SUPPORTED_FLOWER: Final = "1.41."
 RUN_ENDED: Final = RunNotRunningException
 """What a `Grid` call raises once the run is over at the SuperLink (a `BaseException` of Flower's)."""
 
@@ -114,19 +112,6 @@ _PATIENCE_S: Final = 50.0  # a task that is silent for 60 s is given up by the S
 _HEARTBEAT_S: Final = 15.0
 _WAIT_MS: Final = 250
 _ONE_SESSION = threading.Lock()
-
-
-def check_flower_version() -> str:
-    """Return the installed flwr version.
-
-    Raises:
-        InstallationError: it is not a 1.41 release; the internal names used here may have moved.
-    """
-    version = metadata.version("flwr")
-    if not version.startswith(SUPPORTED_FLOWER):
-        msg = f"flwr {version} is installed, Fedward stands on {SUPPORTED_FLOWER}x"
-        raise InstallationError(msg, remedy="pip install 'flwr==1.41.0'")
-    return version
 
 
 def fleet_routes() -> frozenset[str]:
