@@ -87,14 +87,8 @@ class Ledger:
             if database.execute("SELECT 1 FROM grants WHERE cohort = ? AND study = ?", (cohort, study)).fetchone():
                 return
             whole = Spend(spend.noise_multiplier, spend.sampling_rate, spend.steps * rounds)
-            others = [
-                Spend(sigma, rate, steps)
-                for sigma, rate, steps in database.execute(
-                    "SELECT noise_multiplier, sampling_rate, rounds * steps FROM grants WHERE cohort = ?", (cohort,)
-                )
-            ]
             epsilon = epsilon_of([whole], delta)
-            lifetime = epsilon_of([*others, whole], lifetime_delta)
+            lifetime = epsilon_of([*_planned(database, cohort), whole], lifetime_delta)
             if epsilon > max_epsilon or lifetime > max_lifetime:
                 limit = max_epsilon if epsilon > max_epsilon else max_lifetime
                 raise Refusal(
@@ -170,9 +164,8 @@ class Ledger:
 
     def spends(self, cohort: str) -> list[Spend]:
         """Return what all granted studies may cost `cohort`, every planned round counted."""
-        query = "SELECT noise_multiplier, sampling_rate, rounds * steps FROM grants WHERE cohort = ?"
         with self._open() as database:
-            return [Spend(*row) for row in database.execute(query, (cohort,)).fetchall()]
+            return _planned(database, cohort)
 
     def spent(self, cohort: str, delta: float) -> float:
         """Return ε, at `delta`, of every reservation that was ever made on `cohort`."""
@@ -190,3 +183,8 @@ class Ledger:
                 database.execute("ROLLBACK")
                 raise
             database.execute("COMMIT")
+
+
+def _planned(database: sqlite3.Connection, cohort: str) -> list[Spend]:
+    query = "SELECT noise_multiplier, sampling_rate, rounds * steps FROM grants WHERE cohort = ?"
+    return [Spend(*row) for row in database.execute(query, (cohort,)).fetchall()]
