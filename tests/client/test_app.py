@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from flwr.app import Context, Message, RecordDict
+from structlog.testing import capture_logs
 
 from fedward_client.app import HOME_KEY, app, respond
 from fedward_client.site import approve
@@ -138,9 +139,10 @@ def test_reply_holds_the_fields_of_the_protocol_and_no_other(tmp_path: Path, stu
     assert set(reply.metric_records.get("metrics", {})) <= {"loss"}
 
 
-def test_log_of_a_refusal_stays_at_the_site(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_of_a_refusal_stays_at_the_site(tmp_path: Path) -> None:
     """What the site writes for its own staff names the error's kind; the reply does not even hold that."""
     (tmp_path / "north").mkdir()
-    reply = respond(task(STUDY), tmp_path / "north")
-    assert "site.yaml" in capsys.readouterr().out
+    with capture_logs() as logged:  # wherever an earlier test has sent the log
+        reply = respond(task(STUDY), tmp_path / "north")
+    assert "site.yaml" in str(logged)
     assert "site.yaml" not in json.dumps(outbound(reply).decode(errors="replace"))
