@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedward_client.cohort import Patients, TableEntry
+from fedward_client.cohorts import Patients, TableEntry
+from fedward_client.config import SiteConfig, write_site
 from fedward_client.policy import Policy
-from fedward_client.site import SiteConfig, approve, write_site
+from fedward_client.site import approve
 from fedward_common.fixed_point import encode_weighted
 from fedward_common.models import parameter_spec
 from fedward_common.privacy import calibrated

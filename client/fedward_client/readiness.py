@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedward_client.cohort import TableEntry
+from fedward_client.cohorts import TableEntry
 from fedward_common.errors import LocalDataError, SchemaMismatchError
 from fedward_common.schema import CohortSchema
 from fedward_common.tables import encode, feature_names, read_table

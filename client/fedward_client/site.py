@@ -18,25 +18,22 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 from flwr.app import RecordDict
-from pydantic import Field
 
 from fedward_client.approvals import Approvals, Decision
 from fedward_client.audit import AuditLog
-from fedward_client.cohort import Patients, TableCohort, TableEntry
+from fedward_client.cohorts import Patients, TableEntry, open_cohort
+from fedward_client.config import load_site
 from fedward_client.ledger import Ledger
-from fedward_client.policy import Policy, admit, admit_cohort
+from fedward_client.policy import admit, admit_cohort
 from fedward_common import __version__
-from fedward_common.contract import Contract, quantity, validated
 from fedward_common.errors import FedwardError, LocalDataError, Refusal, RefusalCode, SchemaMismatchError
 from fedward_common.fixed_point import encode_weighted
 from fedward_common.privacy import round_spend
-from fedward_common.study import SITE_NAME, DpSgd, Study
+from fedward_common.study import DpSgd, Study
 from fedward_common.wire import (
     Enrolment,
     Task,
@@ -47,77 +44,14 @@ from fedward_common.wire import (
     write_update,
 )
 
-__all__ = ["Site", "SiteConfig", "approve", "create_site", "register_cohort", "write_site"]
-
-
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class SiteConfig(Contract):
-    """``site.yaml``."""
-
-    site: str = quantity("the hospital's name in studies", pattern=SITE_NAME)
-    policy: Policy = Policy()
-    cohorts: dict[Annotated[str, Field(pattern=SITE_NAME)], TableEntry] = quantity(
-        "registered tables, by name", default_factory=dict
-    )
-
-
-def write_site(home: Path, config: SiteConfig) -> None:
-    """Write ``site.yaml`` of a new site into `home`, which is made with mode 0700."""
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (home / "site.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-
-
-def create_site(home: Path, site: str) -> None:
-    """Make the folder of a new hospital, with a policy in which every limit is explained.
-
-    Raises:
-        LocalDataError: there is a ``site.yaml`` already.
-    """
-    path = home / "site.yaml"
-    if path.exists():
-        msg = f"{path} is there already"
-        raise LocalDataError(msg, remedy="choose another --home, or keep what is there")
-    validated(SiteConfig, {"site": site})
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.write_text(commented_site(site), encoding="utf-8")
-
-
-def commented_site(site: str) -> str:
-    """Return the text of a new ``site.yaml``: every limit of the policy at its default, with its meaning and unit."""
-    lines = [f"site: {site}", "policy:"]
-    for name, field in Policy.model_fields.items():
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        unit = f" [{extra['unit']}]" if extra.get("unit") else ""
-        default = yaml.safe_dump(field.default).split("\n", maxsplit=1)[0]
-        lines += [f"  # {field.description}{unit}", f"  {name}: {default}"]
-    return "\n".join([*lines, "# tables, by name: fedward client cohort add NAME FILE", "cohorts: {}", ""])
-
-
-def register_cohort(home: Path, name: str, entry: TableEntry) -> None:
-    """Add a table to ``site.yaml``, keeping the file's comments.
-
-    Raises:
-        LocalDataError: the name is taken.
-    """
-    config = Site(home).config
-    if name in config.cohorts:
-        msg = f"a cohort {name!r} is registered already"
-        raise LocalDataError(msg, remedy="choose another name")
-    everything = {k: v.model_dump(mode="json") for k, v in {**config.cohorts, name: entry}.items()}
-    validated(SiteConfig, {"site": config.site, "cohorts": everything})
-    path = home / "site.yaml"
-    text = path.read_text(encoding="utf-8")
-    head = text[: text.index("\ncohorts:") + 1] if "\ncohorts:" in text else text
-    path.write_text(head + yaml.safe_dump({"cohorts": everything}, sort_keys=True), encoding="utf-8")
+__all__ = ["Site", "approve"]
 
 
 def approve(home: Path, study: Study, cohort: str, *, by: str = "simulation") -> None:
     """Record the hospital's yes to exactly this study on this cohort as it is now."""
     site, approvals = Site(home), Approvals(home)
     approvals.propose(study)
-    fingerprint = TableCohort(site.registered(cohort), study.cohort, home).fingerprint()
+    fingerprint = open_cohort(site.registered(cohort), study.cohort, home).fingerprint()
     approvals.decide(study, Decision("approved", by, _now(), cohort, fingerprint))
 
 
@@ -141,14 +75,8 @@ class Site:
     """
 
     def __init__(self, home: Path) -> None:
-        path = home / "site.yaml"
-        try:
-            data = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506  (a safe loader, in C)
-        except (OSError, yaml.YAMLError) as error:
-            msg = f"{path} cannot be read"
-            raise LocalDataError(msg, remedy="restore site.yaml; without a policy nothing is admitted") from error
         self.home = home
-        self.config = validated(SiteConfig, data if isinstance(data, dict) else {}, where=str(path))
+        self.config = load_site(home)
         self.ledger = Ledger(home / "ledger.sqlite")
         self.approvals = Approvals(home)
         self.audit = AuditLog(home)
@@ -262,7 +190,7 @@ class Site:
             raise Refusal(RefusalCode.AWAITING_APPROVAL)
         if decision.cohort not in self.config.cohorts:
             raise Refusal(RefusalCode.COHORT_MISSING)
-        cohort = TableCohort(self.config.cohorts[decision.cohort], study.cohort, self.home)
+        cohort = open_cohort(self.config.cohorts[decision.cohort], study.cohort, self.home)
         if cohort.fingerprint() != decision.fingerprint:
             raise Refusal(RefusalCode.AWAITING_APPROVAL, "the cohort changed since it was approved")
         patients = cohort.patients(study.cohort.max_rows_per_patient)

@@ -14,7 +14,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from fedward_client.clipping import add_noise, clipped_sum, patient_losses
-from fedward_client.cohort import Patients
+from fedward_client.cohorts import Patients
 from fedward_common.models import build_model, load_weights, weights_of
 from fedward_common.study import DpSgd, Study
 

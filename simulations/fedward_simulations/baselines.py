@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedward_client.cohort import Patients, TableCohort
+from fedward_client.cohorts import Patients, TableCohort
 from fedward_client.site import Site
 from fedward_common.errors import FedwardError
 from fedward_common.fixed_point import encode_weighted

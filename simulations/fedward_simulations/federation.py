@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from fedward_client.cohort import TableCohort, TableEntry
+from fedward_client.cohorts import TableCohort, TableEntry
+from fedward_client.config import SiteConfig, write_site
 from fedward_client.policy import Policy
-from fedward_client.site import SiteConfig, approve, write_site
+from fedward_client.site import approve
 from fedward_common.contract import Contract, quantity
 from fedward_common.errors import InstallationError, LocalDataError, SchemaMismatchError, SplitOverlapError, StudyError
 from fedward_common.schema import CohortSchema

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedward_client.cohort import TableEntry
+from fedward_client.cohorts import TableEntry
 from fedward_client.readiness import Readiness, assess
 from tests.builders import small_study, table
 

@@ -13,9 +13,10 @@ import pytest
 from flwr.app import RecordDict
 
 from fedward_client.approvals import Approvals, Decision
+from fedward_client.config import SiteConfig, write_site
 from fedward_client.ledger import Ledger
 from fedward_client.policy import Policy
-from fedward_client.site import Site, SiteConfig, approve, write_site
+from fedward_client.site import Site, approve
 from fedward_common.errors import FedwardError, LocalDataError, Refusal, RefusalCode
 from fedward_common.fixed_point import SCALE
 from fedward_common.models import initial_weights, parameter_spec

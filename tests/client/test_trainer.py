@@ -14,7 +14,7 @@ from scipy import stats
 
 from fedward_client import trainer
 from fedward_client.clipping import patient_losses
-from fedward_client.cohort import Patients
+from fedward_client.cohorts import Patients
 from fedward_client.trainer import train_round
 from fedward_common.models import build_model, initial_weights, load_weights, weights_of
 from fedward_common.study import Study

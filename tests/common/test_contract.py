@@ -9,7 +9,7 @@ from typing import Any
 import pydantic
 import pytest
 
-import fedward_client.site
+import fedward_client.config
 import fedward_simulations.plan  # noqa: F401  (its contracts are looked at too)
 from fedward_common.contract import Contract, nearest, quantity, validated
 from fedward_common.errors import StudyError, UnknownKeyError
@@ -146,7 +146,7 @@ def test_what_is_no_mapping_is_refused(data: Any) -> None:
 
 def test_message_names_the_file() -> None:
     with pytest.raises(StudyError, match=r"^/etc/site\.yaml: "):
-        validated(fedward_client.site.SiteConfig, {}, where="/etc/site.yaml")
+        validated(fedward_client.config.SiteConfig, {}, where="/etc/site.yaml")
 
 
 def test_nearest_is_none_when_nothing_is_like_it() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedward_client.cohort import TableCohort
+from fedward_client.cohorts import TableCohort
 from fedward_client.site import Site
 from fedward_common.errors import LocalDataError, SplitOverlapError, StudyError
 from fedward_common.schema import CohortSchema

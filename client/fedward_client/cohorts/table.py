@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from fedward_client.cohorts.base import Patients
 from fedward_common.canonical import canonical_json
 from fedward_common.contract import Contract, quantity
 from fedward_common.errors import LocalDataError
 from fedward_common.schema import CohortSchema
 from fedward_common.tables import Rows, encode, read_table
 
-__all__ = ["Cohort", "Patients", "TableCohort", "TableEntry"]
+__all__ = ["TableCohort", "TableEntry"]
 
 
 class TableEntry(Contract):
@@ -26,35 +25,6 @@ class TableEntry(Contract):
 
     table: str = quantity("path of a CSV or Parquet file; relative to the site's home, or absolute", min_length=1)
     names: tuple[str, ...] | None = quantity("columns of a file without a header line", default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Patients:
-    """Records grouped by patient, padded to the most rows that one patient has.
-
-    Attributes:
-        features: float32, shape (patients, rows, features).
-        labels: float32 0/1, shape (patients, rows).
-        mask: float32, 1 where a row is there and 0 where it is padding, shape (patients, rows).
-    """
-
-    features: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.float32]
-    mask: npt.NDArray[np.float32]
-
-    def __len__(self) -> int:
-        """Return the number of patients."""
-        return len(self.features)
-
-
-class Cohort(Protocol):
-    """A local data set of one hospital."""
-
-    def fingerprint(self) -> str:
-        """Return a SHA-256 over the data and the schema; any change of either changes it."""
-
-    def patients(self, limit: int) -> Patients:
-        """Return the records, at most `limit` rows of each patient: the first ones in the table's order."""
 
 
 class TableCohort:

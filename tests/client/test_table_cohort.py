@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedward_client.cohort import Patients, TableCohort, TableEntry
+from fedward_client.cohorts import Patients, TableCohort, TableEntry
 from fedward_common.errors import LocalDataError, SchemaMismatchError
 from fedward_common.schema import CohortSchema
 from fedward_common.tables import encode
@@ -92,7 +92,7 @@ def test_second_reading_gives_the_same_from_the_cache(tmp_path: Path, monkeypatc
     def never(*_: object, **__: object) -> None:
         pytest.fail("the table was parsed again")
 
-    monkeypatch.setattr("fedward_client.cohort.encode", never)
+    monkeypatch.setattr("fedward_client.cohorts.table.encode", never)
     second = source.patients(8)
     assert all((getattr(first, n) == getattr(second, n)).all() for n in Patients.__slots__)
 
