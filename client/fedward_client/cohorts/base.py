@@ -38,3 +38,15 @@ class Cohort(Protocol):
 
     def patients(self, limit: int) -> Patients:
         """Return the records, at most `limit` rows of each patient: the first ones in the table's order."""
+
+    def identities(self) -> npt.NDArray[np.uint8]:
+        """Return who the patients are, uint8, shape (patients, 16), in the order of `patients`; never leaves the site.
+
+        The first 16 bytes of the SHA-256 of the patient's identifier, in the column that the hospital's register
+        names as such, else the one that the study names. The same identifier gives the same bytes in any cohort and
+        under any study. Without one, of all that the patient's row says, whatever the study reads of it, so that a
+        new export of the same rows gives the same bytes, in any order and any format.
+
+        What this cannot see without an identifier: a row that was edited, or exported with another set of columns,
+        is somebody else; two rows of one patient are two; rows that say the same are one.
+        """
