@@ -21,7 +21,7 @@ from fedward_common.errors import CoordinatorError
 from fedward_common.models import initial_weights, parameter_spec
 from fedward_common.privacy import Spend, epsilon_of, epsilon_schedule, round_spend
 from fedward_common.study import DpSgd, Study
-from fedward_common.study_file import StudyFile
+from fedward_common.study_file import Signature, StudyFile
 from fedward_server.aggregation import aggregator_for
 from fedward_server.checkpoint import encode_tensors, write_atomically, write_checkpoint
 from fedward_server.evaluation import HoldOut, Predictor, final_metrics, point_metrics, roc_curve
@@ -70,6 +70,7 @@ class Coordinator:
         engine: its name, for the result.
         listener: told of every round as soon as it is committed.
         clock: monotonic seconds, for the rounds' deadlines.
+        signatures: over the study, as its file has them; every site is sent them.
     """
 
     study: Study
@@ -80,6 +81,7 @@ class Coordinator:
     listener: Listener = lambda _: None
     result: RunResult | None = None
     clock: Callable[[], float] = time.monotonic
+    signatures: tuple[Signature, ...] = ()
     _released: Weights | None = None
     _closed: list[RoundResult] = field(default_factory=list)
     _steps: dict[str, int] = field(default_factory=dict)
@@ -102,9 +104,15 @@ class Coordinator:
         run after the last committed round, with the result that there is.
         """
         started, began = datetime.now(UTC), time.monotonic()
-        write_atomically(self.folder / "study.json", StudyFile(self.study).dump())
+        write_atomically(self.folder / "study.json", StudyFile(self.study, self.signatures).dump())
         loop = RoundLoop(
-            self.study, grid, roster, aggregator_for(self.study), poll_seconds=poll_seconds, clock=self.clock
+            self.study,
+            grid,
+            roster,
+            aggregator_for(self.study),
+            poll_seconds=poll_seconds,
+            clock=self.clock,
+            signatures=self.signatures,
         )
         status: Status = "completed"
         reason: str | None = None

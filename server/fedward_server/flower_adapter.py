@@ -11,10 +11,9 @@ import hashlib
 import hmac
 import os
 import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 # Read by flwr when it is imported, so they are set before that; nobody is told that a hospital trains.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -25,32 +24,26 @@ os.environ.pop("FLWR_INTERNAL_GRPC_FLEET_API", None)
 os.environ.pop("FLWR_OIDC_ENABLED", None)
 
 import httpx
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.app.message import make_message
-from flwr.common.constant import ACCESS_TOKEN_KEY, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, ErrorCode, SubStatus
+from flwr.app import Context, Message, RecordDict
+from flwr.common.constant import ACCESS_TOKEN_KEY, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SubStatus
 from flwr.common.serde import context_from_proto, context_to_proto, run_from_proto
-from flwr.common.serde_utils import error_from_proto, metadata_from_proto
 from flwr.proto import runtime_pb2
 from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
 from flwr.proto.fab_pb2 import Fab as FabProto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.message_pb2 import Metadata as ProtoMetadata
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.auth.typing import AccountInfo
 from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.inflatable import inflatable_object, inflatable_protobuf_utils, inflatable_utils
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
-from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
-from flwr.superlink.grid import HttpGrid
 
 from fedward_common.errors import CoordinatorError, TransportError
 from fedward_common.flower_adapter import check_flower_version
+from fedward_server.grid_flower_adapter import PATIENCE_S, CoordinatorGrid, patient, translated
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -72,18 +65,16 @@ RUN_ENDED: Final = RunNotRunningException
 """What a `Grid` call raises once the run is over at the SuperLink (a `BaseException` of Flower's)."""
 
 INTERNAL_NAMES: Final[dict[str, str]] = {
-    "flwr.common.constant": "ACCESS_TOKEN_KEY NOOP_ACCOUNT_NAME NOOP_FLWR_AID ErrorCode.MESSAGE_UNAVAILABLE",
+    "flwr.common.constant": "ACCESS_TOKEN_KEY NOOP_ACCOUNT_NAME NOOP_FLWR_AID",
     "flwr.common.serde": "context_from_proto context_to_proto run_from_proto",
-    "flwr.common.serde_utils": "error_from_proto metadata_from_proto",
     "flwr.proto.control_pb2": "ListNodesRequest RegisterNodeRequest StartRunRequest",
+    "flwr.server.superlink.linkstate": "SqlLinkState.session SqlLinkState.store_message_and_object_tree"
+    " SqlLinkState.store_message_ins SqlLinkState.store_message_res",
+    "flwr.supercore.object_store": "ObjectStore.preregister",
     "flwr.supercore.auth.typing": "AccountInfo",
     "flwr.supercore.control": "ControlHttpClient.ListNodes ControlHttpClient.RegisterNode ControlHttpClient.StartRun",
-    "flwr.supercore.inflatable.inflatable_object": "iterate_object_tree",
-    "flwr.supercore.inflatable.inflatable_protobuf_utils": "make_pull_object_fn_protobuf",
-    "flwr.supercore.inflatable.inflatable_utils": "ObjectPullError inflate_object_from_contents pull_objects",
     "flwr.supercore.interceptors": "RuntimeVersionHttpInterceptor SuperExecAuthHttpInterceptor",
     "flwr.supercore.protobuf.translation": "PROTOBUF_REQUEST_TYPES",
-    "flwr.supercore.retry": "RetryInvoker.invoke exponential",
     "flwr.supercore.run": "RunNotRunningException",
     "flwr.supercore.runtime": "RuntimeHttpClient.AcquireTask RuntimeHttpClient.PullTaskInput"
     " RuntimeHttpClient.PushTaskOutput RuntimeHttpClient.SendTaskHeartbeat",
@@ -91,7 +82,6 @@ INTERNAL_NAMES: Final[dict[str, str]] = {
     "flwr.superlink.auth_plugin": "NoOpControlAuthnPlugin.validate_tokens_in_metadata",
     "flwr.superlink.cli.flower_superlink": "SuperLinkLifespan",
     "flwr.superlink.config_loader": "SuperLinkLifespanConfig",
-    "flwr.superlink.grid": "HttpGrid._connect HttpGrid._runtime_client HttpGrid.push_messages",
     "flwr.superlink.main": "create_app",
 }
 """Module and names of all that is used here beyond Flower's public API."""
@@ -108,9 +98,7 @@ _IDLE_MIDDLEWARE: Final = frozenset(
 """Layers of Flower's that do nothing in this configuration and cost .4 ms each for every request."""
 
 _ACQUIRE: Final = "/flwr.proto.Runtime/AcquireTask"
-_PATIENCE_S: Final = 50.0  # a task that is silent for 60 s is given up by the SuperLink, so is a longer outage
 _HEARTBEAT_S: Final = 15.0
-_WAIT_MS: Final = 250
 _ONE_SESSION = threading.Lock()
 
 
@@ -178,8 +166,36 @@ def build_superlink(database: Path, secret: bytes) -> FastAPI:
         runtime_dependency_install=False,
     )
     app = create_app(config, SuperLinkLifespan)
+    _take_whole_messages(app.state.linkstate_factory.state())
     app.user_middleware = [layer for layer in app.user_middleware if _middleware_name(layer) not in _IDLE_MIDDLEWARE]
     return app
+
+
+def _take_whole_messages(state: Any) -> None:
+    """Let `state` store a message that brings its content along without asking for the content's objects.
+
+    Flower's own clients never send such a message. Of its object tree only the root is kept: it says until when a
+    message may be handed out again.
+    """
+    from flwr.server.superlink.linkstate import SqlLinkState  # noqa: PLC0415  (see build_superlink)
+
+    in_parts = state.store_message_and_object_tree
+
+    def store(message: Message, tree: ObjectTree, session: str) -> tuple[bool, list[str]]:
+        if message.has_error() or not message.content:
+            stored, missing = in_parts(message, tree, session)
+            return bool(stored), list(missing)
+        head = message.metadata
+        with state.session():
+            keep = state.store_message_res if head.reply_to_message_id else state.store_message_ins
+            if keep(message) is None:
+                return False, []
+            state.object_store.preregister(head.run_id, ObjectTree(object_id=tree.object_id))
+        return True, []
+
+    on_disk = isinstance(state, SqlLinkState)
+    if on_disk:
+        state.store_message_and_object_tree = store  # on the object: every API has the same one
 
 
 def _middleware_name(layer: Middleware) -> str:
@@ -243,105 +259,9 @@ def start_run(address: str, secret: bytes, bundle: bytes) -> int:
     return run_id
 
 
-class _DoorbellInterceptor:
-    """Lets our SuperLink hold a request for messages until there is one, at most `wait_ms` milliseconds."""
-
-    def __init__(self, wait_ms: int) -> None:
-        self._wait_ms = str(wait_ms)
-        self._seen = ""
-
-    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        """Send the request; if it asks for messages, say which have been seen."""
-        if not context.rpc_method.endswith("/PullMessages"):
-            return call_next(context)
-        if self._seen:
-            context.request.headers.update({"fedward-seen": self._seen, "fedward-wait-ms": self._wait_ms})
-        response = call_next(context)
-        self._seen = response.headers.get("fedward-seen", "")
-        return response
-
-
-class CoordinatorGrid(HttpGrid):
-    """Flower's `HttpGrid` that survives an outage of the SuperLink and a malformed reply.
-
-    A transport failure is repeated for at most `patience_s` seconds and then raises `TransportError`; no signal is
-    ever sent to this process. A reply whose objects are missing or cannot be read comes back as a message with an
-    error, so that one site cannot end a run. Objects that are still on their way are asked for every 10 to 200 ms
-    where Flower waits a second.
-    """
-
-    def __init__(self, address: str, token: str, *, patience_s: float = _PATIENCE_S) -> None:
-        super().__init__(runtime_api_address=address, insecure=True, token=token)
-        self._retry_invoker = _patient(patience_s)
-        self._connect()
-        client = self._runtime_client
-        client._interceptors = (*client._interceptors, _DoorbellInterceptor(_WAIT_MS))  # noqa: SLF001
-        client._client.close()  # noqa: SLF001
-        client._client = httpx.Client(  # noqa: SLF001  (as Flower's, but no proxy, and connections stay open)
-            timeout=30.0, trust_env=False, limits=httpx.Limits(keepalive_expiry=60.0)
-        )
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies to `message_ids` that have arrived; each is returned once.
-
-        Waits for the next reply, at most .25 s, so that asking again and again costs next to nothing.
-
-        Raises:
-            TransportError: the SuperLink stayed away for longer than the patience.
-        """
-        response = self._runtime_client.PullMessages(runtime_pb2.PullAppMessagesRequest(message_ids=list(message_ids)))
-        pairs = zip(response.messages_list, response.message_object_trees, strict=True)
-        return [self._inflate(proto, tree) for proto, tree in pairs]
-
-    def _inflate(self, proto: ProtoMessage, tree: ObjectTree) -> Message:
-        """Fetch and confirm one reply.
-
-        All its objects are fetched, also those that are not looked at: confirming deletes them, so their sender must
-        have finished uploading.
-        """
-        head, run_id = proto.metadata, self.run.run_id
-        try:
-            contents = inflatable_utils.pull_objects(
-                [node.object_id for node in inflatable_object.iterate_object_tree(tree)],
-                inflatable_protobuf_utils.make_pull_object_fn_protobuf(
-                    self._runtime_client.PullObject, self.node, run_id
-                ),
-                initial_backoff=0.02,
-                backoff_cap=0.2,
-                max_time=_PATIENCE_S,
-                max_tries_per_object=None,
-            )
-            message = _decode(proto, tree, contents)
-        except inflatable_utils.ObjectPullError:
-            message = _unreadable(head, "reply_incomplete")
-        self._runtime_client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=self.node, run_id=run_id, message_object_id=head.message_id)
-        )
-        return message
-
-
-def _decode(proto: ProtoMessage, tree: ObjectTree, contents: dict[str, bytes]) -> Message:
-    """Return a reply's content, or its error, under the SuperLink's metadata and not the site's copy of it."""
-    head = metadata_from_proto(proto.metadata)
-    if proto.HasField("error"):
-        return make_message(head, error=error_from_proto(proto.error))
-    try:
-        (root,) = tree.children
-        content = inflatable_utils.inflate_object_from_contents(root.object_id, contents)
-    except Exception:  # noqa: BLE001  (bytes from a site: whatever the decoder raises, the reply is at fault)
-        content = None
-    if isinstance(content, RecordDict):
-        return make_message(head, content=content)
-    return _unreadable(proto.metadata, "reply_malformed")
-
-
-def _unreadable(head: ProtoMetadata, reason: str) -> Message:
-    return make_message(metadata_from_proto(head), error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
-
-
 @contextlib.contextmanager
 def task_session(
-    address: str, secret: bytes, run_id: int, *, patience_s: float = _PATIENCE_S
+    address: str, secret: bytes, run_id: int, *, patience_s: float = PATIENCE_S
 ) -> Iterator[tuple[CoordinatorGrid, Context]]:
     """Make this process the ServerApp of `run_id`: yield the grid and the context it needs.
 
@@ -375,13 +295,13 @@ def task_session(
 def _acquire(address: str, secret: bytes, run_id: int) -> str:
     signer = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={_ACQUIRE})
     with (
-        _translated("the ServerApp task cannot be acquired"),
+        translated("the ServerApp task cannot be acquired"),
         RuntimeHttpClient.from_server_address(
             address,
             insecure=True,
             root_certificates=None,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"), signer],
-            retry_invoker=_patient(5),
+            retry_invoker=patient(5),
         ) as client,
     ):
         response = client.AcquireTask(runtime_pb2.AcquireTaskRequest(supported_task_types=["flwr-serverapp"]))
@@ -392,7 +312,7 @@ def _acquire(address: str, secret: bytes, run_id: int) -> str:
 
 
 def _pull_input(grid: CoordinatorGrid) -> Context:
-    with _translated("the run's input cannot be read"):
+    with translated("the run's input cannot be read"):
         response = grid._runtime_client.PullTaskInput(runtime_pb2.PullTaskInputRequest())  # noqa: SLF001  (as Flower's own caller)
     TaskIdentity.task_id = response.task_id
     TaskIdentity.run_id = response.run.run_id
@@ -433,50 +353,16 @@ def _heartbeats(grid: CoordinatorGrid) -> Iterator[None]:
 @contextlib.contextmanager
 def _control(address: str, secret: bytes) -> Iterator[ControlHttpClient]:
     with (
-        _translated("the SuperLink's Control API cannot be reached"),
+        translated("the SuperLink's Control API cannot be reached"),
         ControlHttpClient.from_server_address(
             address,
             insecure=True,
             root_certificates=None,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="fedward"), _BearerInterceptor(secret)],
-            retry_invoker=_patient(5),
+            retry_invoker=patient(5),
         ) as client,
     ):
         yield client
-
-
-@contextlib.contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """Turn what httpx raises into errors of ours."""
-    try:
-        yield
-    except httpx.HTTPStatusError as error:
-        msg = f"{what} (HTTP {error.response.status_code})"
-        raise CoordinatorError(msg, remedy="does the coordinator's secret match the SuperLink's?") from error
-    except httpx.HTTPError as error:
-        msg = f"{what}: {type(error).__name__}"
-        raise TransportError(msg, remedy="is the SuperLink running?") from error
-
-
-def _patient(seconds: float) -> RetryInvoker:
-    """Return a retry rule for `seconds` s of outage; a run that has ended raises `RUN_ENDED`, nothing is signalled."""
-
-    def hopeless(error: Exception) -> bool:
-        if isinstance(error, httpx.HTTPStatusError):
-            if error.response.status_code == httpx.codes.FORBIDDEN:
-                raise RunNotRunningException
-            return error.response.status_code not in {502, 503, 504}
-        return isinstance(error, httpx.ConnectError) and "certificate" in str(error).lower()
-
-    return RetryInvoker(
-        wait_gen_factory=lambda: exponential(base_delay=0.05, multiplier=2, max_delay=2),
-        recoverable_exceptions=(httpx.TransportError, httpx.HTTPStatusError),
-        max_tries=None,
-        max_time=seconds,
-        jitter=None,
-        should_giveup=hopeless,
-        wait_function=time.sleep,
-    )
 
 
 def _control_token(secret: bytes) -> str:

@@ -59,7 +59,7 @@ class Gatekeeper:
         return update
 
     def expected_weight(self, enrolment: Enrolment) -> int:
-        """Return what a site's update counts for: its enrolled patients, capped, or 1."""
+        """Return what a site's update counts for at most: its enrolled patients, capped, or 1."""
         rule = self._study.aggregation
         return min(enrolment.patients, rule.max_weight) if rule.weighting == "patients" else 1
 
@@ -72,17 +72,17 @@ class Gatekeeper:
             self._fail("round", f"the reply is for round {update.round}, this is round {self._round}")
 
     def _check_numbers(self, update: Update, enrolment: Enrolment) -> None:
-        expected = self.expected_weight(enrolment)
-        if update.weight != expected:
-            self._fail("weight", f"weight {update.weight} instead of the enrolled {expected}")
+        most = self.expected_weight(enrolment)
+        if not 1 <= update.weight <= most:  # less: patients opted out since the roll call
+            self._fail("weight", f"weight {update.weight}, the site enrolled with {most}")
         private = isinstance(self._study.privacy, DpSgd)
         least = self._study.training.local_steps if private else 0
-        most = self._round * least
-        if not least <= update.steps <= most:
-            self._fail("steps", f"{update.steps} noised steps reported, {least} to {most} are possible")
+        limit = self._round * least
+        if not least <= update.steps <= limit:
+            self._fail("steps", f"{update.steps} noised steps reported, {least} to {limit} are possible")
         if private and update.metrics:
             self._fail("metrics", "metrics in a study with privacy, where none is paid for")
-        bound = round(self._study.aggregation.update_bound * SCALE) * expected  # as encode_weighted rounds
+        bound = round(self._study.aggregation.update_bound * SCALE) * update.weight  # as encode_weighted rounds
         if update.values.size and (int(update.values.max()) > bound or int(update.values.min()) < -bound):
             self._fail("bound", f"an entry exceeds the bound {self._study.aggregation.update_bound:g}")
 

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from fedward_common.errors import QuorumLostError, RefusalCode, RejectedReply
 from fedward_common.study import Study
+from fedward_common.study_file import Signature
 from fedward_common.wire import (
     Enrolment,
     Update,
@@ -36,7 +37,10 @@ Roster = Mapping[int, str]
 
 _NO_REPLY = "no_reply_before_the_deadline"
 _TRANSPORT = "transport_error"
-_TRANSIENT = {RefusalCode.TASK_CRASHED, RefusalCode.TASK_TIMED_OUT, RefusalCode.INTERNAL, _TRANSPORT}
+_TRANSIENT = {
+    RefusalCode.TASK_CRASHED, RefusalCode.TASK_TIMED_OUT, RefusalCode.TASK_OUT_OF_MEMORY, RefusalCode.INTERNAL,
+    RefusalCode.OUTSIDE_HOURS, _TRANSPORT,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,9 @@ class RoundLoop:
         roster: nodes that may take part and the sites they are; None: every node of the grid, under the name
             that it enrols with (simulations whose nodes have no keys).
         aggregator: what makes the next model.
-        poll_seconds: pause between two looks for replies.
+        poll_seconds: shortest time from one look for replies to the next; a grid that waits itself takes its own.
         clock: monotonic seconds.
+        signatures: what every message carries beside the study.
     """
 
     study: Study
@@ -71,6 +76,7 @@ class RoundLoop:
     aggregator: Aggregator
     poll_seconds: float = 0.05
     clock: Callable[[], float] = time.monotonic
+    signatures: tuple[Signature, ...] = ()
     enrolments: dict[int, Enrolment] = field(default_factory=dict)
     excluded: dict[str, str] = field(default_factory=dict)
     missed: dict[str, str] = field(default_factory=dict)
@@ -87,7 +93,7 @@ class RoundLoop:
         """
         nodes = list(self.roster) if self.roster is not None else [int(n) for n in self.grid.get_node_ids()]
         rejected: list[tuple[int, str, str]] = []
-        for node, reply in self._ask(nodes, write_roll_call(self.study), "query", "0"):
+        for node, reply in self._ask(nodes, write_roll_call(self.study, self.signatures), "query", "0"):
             try:
                 self._take_enrolment(node, reply)
             except RejectedReply as error:
@@ -148,7 +154,8 @@ class RoundLoop:
         accepted: list[str] = []
         steps: dict[str, int] = {}
         self.asked |= dict.fromkeys(missing, number)
-        for node, reply in self._ask(list(active), write_task(self.study, number, weights), "train", str(number)):
+        task = write_task(self.study, number, weights, self.signatures)
+        for node, reply in self._ask(list(active), task, "train", str(number)):
             site = active[node].site
             try:
                 update = self._judge(node, reply, gatekeeper)
@@ -157,10 +164,12 @@ class RoundLoop:
                 if error.check == "refused" and _code(str(error)) not in _TRANSIENT:
                     self.excluded[site] = str(error)
                 continue
+            finally:
+                del reply  # before the next one is fetched: a model may be large
             self.aggregator.add(update)
             accepted.append(site)
             steps[site] = update.steps
-            del missing[site]
+            del missing[site], update
         self.missed |= missing
         for node in [n for n, e in active.items() if e.site in self.excluded]:
             del active[node]
@@ -193,14 +202,18 @@ class RoundLoop:
             if identifier
         }
         while waiting and self.clock() < deadline:
+            looked = time.monotonic()
             replies = list(self.grid.pull_messages(list(waiting)))
-            for reply in replies:
+            idle = not replies
+            while replies:
+                reply = replies.pop(0)
                 node = waiting.get(reply.metadata.reply_to_message_id)
                 if node is not None and (reply.has_error() or reply.metadata.src_node_id == node):
                     del waiting[reply.metadata.reply_to_message_id]
                     yield node, reply
-            if not replies and waiting:
-                time.sleep(self.poll_seconds)
+                del reply
+            if idle and waiting:
+                time.sleep(max(0.0, self.poll_seconds - (time.monotonic() - looked)))
 
     def _require_quorum(self, count: int, what: str, missing: Mapping[str, str] | None = None) -> None:
         quorum = self.study.aggregation.quorum

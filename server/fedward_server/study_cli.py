@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedward_common.signing import create_key, load_private_key
+from fedward_common.signing import create_key, key_fingerprint, load_private_key, public_text
 from fedward_common.study_file import StudyFile, read_study_file
 
 __all__ = ["key", "show", "sign", "verify"]
@@ -28,8 +28,9 @@ def key_command(
     if file.exists():
         typer.echo(f"error: {file} is there already; a key is never overwritten", err=True)
         raise typer.Exit(1)
-    create_key(file)
+    public = public_text(create_key(file).public_key())
     typer.echo(f"{file} (keep it), {file.with_suffix('.pub')} (give it away)")
+    typer.echo(f"fingerprint: {key_fingerprint(public)}")
 
 
 @sign.command()
@@ -50,7 +51,7 @@ def verify_command(
 ) -> None:
     """Check that a trusted key signed exactly this study."""
     signer = read_study_file(file).verify([path.read_text(encoding="ascii").strip() for path in key])
-    typer.echo(f"good: signed by {signer}")
+    typer.echo(f"good: signed by {signer} ({key_fingerprint(signer)})")
 
 
 @show.command()

@@ -1,7 +1,8 @@
 """The SuperLink as Fedward runs it: one process, two listeners, one state.
 
-The public listener speaks TLS and answers nothing but the Fleet API; the loopback listener answers nothing but
-the Control and Runtime APIs, for the coordinator on the same machine. Anything else is 404 on both. Run as
+The public listener speaks TLS and answers nothing but the Fleet API and, with a roster, enrolment; the loopback
+listener answers nothing but the Control and Runtime APIs, for the coordinator on the same machine. Anything else is
+404 on both. With a roster, its word decides whose requests are answered. Run as
 ``python -m fedward_server.superlink --config FILE``; two lines of JSON on standard output report the bound ports
 and then that requests are answered. SIGTERM, SIGINT and, if asked for, the end of standard input stop it cleanly.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import datetime as dt
 import ipaddress
 import json
 import os
@@ -19,30 +21,42 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import anyio.to_thread
 
+from fedward_common.enrolment import MAX_BODY_BYTES
 from fedward_common.errors import FedwardError, InstallationError
+from fedward_common.logs import log_json_lines
+from fedward_common.signing import load_private_key
+from fedward_server.admission import KEY_DAYS, RateLimit
+from fedward_server.enrolment import ENROLMENT_PATHS, CentreFacts, Enrolment
+from fedward_server.roster import Roster
+from fedward_server.route_filter import AsgiApp, Doorbell, RouteFilter, SignedReplies, Switch, Waiting
+from fedward_server.version_header import VersionHeader
+from fedward_server.warden import Certificates, Warden
 
 if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
-__all__ = ["PRIVATE_ROUTES", "Doorbell", "RouteFilter", "SuperLinkConfig", "Waiting", "load_config", "main"]
+__all__ = [
+    "PRIVATE_ROUTES",
+    "SuperLinkConfig",
+    "listen",
+    "load_config",
+    "main",
+    "open_roster",
+    "stop_when_input_closes",
+]
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_MAX_BODY_BYTES: Final = 64 * 1024 * 1024  # Flower cuts arrays into objects of 5 MiB; records are single objects
 _KEEP_ALIVE_S: Final = 75
-_LONGEST_WAIT_S: Final = 10.0
 _SHUTDOWN_S: Final = 3
+_LOOK_S: Final = 2.0
+_ROUNDS_AN_HOUR: Final = 1800
 _SMALLEST_SECRET_BYTES: Final = 32
 
 
@@ -69,6 +83,15 @@ class SuperLinkConfig:
         public_port: its port; 0 takes a free one.
         private_host: loopback address of the coordinator's listener.
         private_port: its port; 0 takes a free one.
+        roster: SQLite file that says which sites are known by which keys; None: Flower's own register does, and
+            nobody enrols.
+        roster_key: file with the Ed25519 key that signs the roster.
+        ca: PEM file of the authority that sites pin.
+        ca_key: PEM file of its key, with which the certificate is renewed; None where somebody else does that.
+        study_keys: public keys that sign the centre's studies; told to sites that enrol.
+        key_days: days that a site's key is valid.
+        enrolments_per_minute: requests to enrol or renew that one address may send in any 60 s.
+        advertised: host:port under which sites reach the public listener; part of an invite.
     """
 
     database: Path
@@ -79,8 +102,19 @@ class SuperLinkConfig:
     public_port: int = 0
     private_host: str = "127.0.0.1"
     private_port: int = 0
+    roster: Path | None = None
+    roster_key: Path | None = None
+    ca: Path | None = None
+    ca_key: Path | None = None
+    study_keys: tuple[str, ...] = ()
+    key_days: int = KEY_DAYS
+    enrolments_per_minute: int = 20
+    advertised: str = ""
 
     def __post_init__(self) -> None:
+        if self.roster is not None and (self.roster_key is None or self.ca is None):
+            msg = "a roster needs roster_key and ca"
+            raise InstallationError(msg, remedy="fedward server init makes all of them")
         if not ipaddress.ip_address(self.private_host).is_loopback:
             msg = f"private_host {self.private_host} is no loopback address"
             raise InstallationError(msg, remedy="Control and Runtime stay on this machine: use 127.0.0.1 or ::1")
@@ -97,157 +131,23 @@ def load_config(path: Path) -> SuperLinkConfig:
         folder = path.parent.resolve()
         for key in ("database", "certificate", "certificate_key", "secret"):
             raw[key] = folder / raw[key]
-        return SuperLinkConfig(**raw)
+        for key in ("roster", "roster_key", "ca", "ca_key"):
+            raw[key] = folder / raw[key] if raw.get(key) else None
+        return SuperLinkConfig(**raw | {"study_keys": tuple(raw.get("study_keys", ()))})
     except (OSError, ValueError, TypeError, KeyError) as error:
         msg = f"{path} is not a SuperLink configuration: {error}"
         raise InstallationError(msg, remedy="keys: " + ", ".join(SuperLinkConfig.__dataclass_fields__)) from error
 
 
-class Doorbell:
-    """Wakes those who wait for messages in one direction. Belongs to one event loop.
+def open_roster(config: SuperLinkConfig) -> Roster | None:
+    """Return the roster that a launcher works with, or None if it has none.
 
-    Args:
-        start: first value of `count`; a restarted SuperLink takes another one, so that nobody who has seen the former
-            one's messages takes these for them.
+    Raises:
+        SignatureError: its key cannot be read.
     """
-
-    def __init__(self, start: int = 0) -> None:
-        self.count = start
-        self._closed = False
-        self._changed = asyncio.Event()
-
-    def ring(self) -> None:
-        """Note that a message has been stored, and wake everybody."""
-        self.count += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    def close(self) -> None:
-        """Wake everybody, now and from now on."""
-        self._closed = True
-        self.ring()
-
-    async def wait(self, seen: int, seconds: float) -> None:
-        """Return once another message than the `seen` first has been stored, or after `seconds`."""
-        if self.count == seen and not self._closed:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Which path of a listener waits for a bell, and which path rings another."""
-
-    pull: str
-    pull_bell: Doorbell
-    push: str
-    push_bell: Doorbell
-
-
-class RouteFilter:
-    """ASGI application that lets through POST requests to the listed paths and answers 404 to the rest.
-
-    Paths are compared exactly, as the router behind sees them. A body must declare its length: 411 without,
-    413 beyond `max_body` bytes, both before anything of it is read.
-
-    With `waiting`, a request for messages that says what it has seen (``fedward-seen``) is held until there is
-    something else, at most as long as it asks (``fedward-wait-ms``) and at most 10 s: nobody polls, and a message is
-    seen as soon as it is stored. Clients that say nothing, like Flower's own, are answered at once.
-    """
-
-    def __init__(
-        self,
-        app: AsgiApp,
-        paths: frozenset[str],
-        waiting: Waiting | None = None,
-        *,
-        max_body: int = _MAX_BODY_BYTES,
-    ) -> None:
-        self._app = app
-        self._paths = paths
-        self._waiting = waiting
-        self._max_body = max_body
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request or pass it on."""
-        status = self._refusal(scope)
-        if status is not None:
-            await _answer_empty(scope, send, status)
-        elif self._waiting and scope["path"] == self._waiting.pull:
-            await self._pull(self._waiting.pull_bell, scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-            if self._waiting and scope["path"] == self._waiting.push:
-                self._waiting.push_bell.ring()
-
-    async def _pull(self, bell: Doorbell, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
-        seen, wait_ms = headers.get(b"fedward-seen", b""), headers.get(b"fedward-wait-ms", b"")
-        if seen.isdigit() and wait_ms.isdigit():
-            body = await _whole_body(receive)
-            seconds = min(int(wait_ms) / 1000, _LONGEST_WAIT_S)
-            if body is None or not await _held(bell.wait(int(seen), seconds), receive):
-                return  # whoever asked is gone: the app would hand out a message that nobody gets
-            receive = _replay(body, receive)
-        count = str(bell.count).encode("ascii")  # before the app looks: what comes later is not in its answer
-
-        async def tell(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"fedward-seen", count)]
-            await send(message)
-
-        await self._app(scope, receive, tell)
-
-    def _refusal(self, scope: Scope) -> int | None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self._paths:
-            return 404
-        lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-        if len(lengths) != 1 or not lengths[0].isdigit():
-            return 411
-        return 413 if int(lengths[0]) > self._max_body else None
-
-
-async def _whole_body(receive: Receive) -> bytes | None:
-    """Return a request's body, whose length has been checked, or None if its sender is gone."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
-async def _held(wait: Coroutine[Any, Any, None], receive: Receive) -> bool:
-    """Return True once `wait` is over, or False at once when whoever asked hangs up."""
-    waiting, hanging_up = asyncio.ensure_future(wait), asyncio.ensure_future(receive())
-    try:
-        await asyncio.wait({waiting, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
-        return not hanging_up.done()
-    finally:
-        for task in (waiting, hanging_up):
-            task.cancel()
-        await asyncio.gather(waiting, hanging_up, return_exceptions=True)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives `body` first."""
-    first: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> MutableMapping[str, Any]:
-        return first.pop() if first else await receive()
-
-    return replayed
-
-
-async def _answer_empty(scope: Scope, send: Send, status: int) -> None:
-    if scope["type"] != "http":
-        await send({"type": "websocket.close", "code": 1008})
-        return
-    headers = [(b"content-length", b"0"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})
+    if config.roster is None or config.roster_key is None:
+        return None
+    return Roster(config.roster, load_private_key(config.roster_key))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -275,6 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="JSON file with the settings")
     parser.add_argument("--stop-on-eof", action="store_true", help="stop when standard input is closed")
     options = parser.parse_args(arguments)
+    log_json_lines()
     try:
         config = load_config(options.config)
         secret = _read_secret(config.secret)
@@ -344,25 +245,24 @@ def _server(app: AsgiApp, tls: SuperLinkConfig | None) -> uvicorn.Server:
 
 
 async def _serve(app: FastAPI, config: SuperLinkConfig, sockets: list[socket.socket]) -> None:
-    from fedward_server import flower_adapter  # noqa: PLC0415
 
     fleet, runtime = "/v1/fleet/", "/v1/runtime/"
     to_sites, to_centre = Doorbell(secrets.randbits(48)), Doorbell(secrets.randbits(48))
     public = Waiting(fleet + "pull-messages", to_sites, fleet + "push-messages", to_centre)
     private = Waiting(runtime + "pull-messages", to_centre, runtime + "push-messages", to_sites)
-    servers = [
-        _server(RouteFilter(app, flower_adapter.fleet_routes(), public), config),
-        _server(RouteFilter(app, PRIVATE_ROUTES, private), None),
-    ]
+    outside, warden = _public_app(app, config, public)
+    servers = [_server(VersionHeader(outside), config), _server(RouteFilter(app, PRIVATE_ROUTES, private), None)]
+    stopping = asyncio.Event()
 
     def stop() -> None:
         for server in servers:
             server.should_exit = True
         to_sites.close()
         to_centre.close()
+        stopping.set()
 
     # sqlite has one writer, and a writer that waits for another sleeps up to .1 s: handlers take turns instead.
-    anyio.to_thread.current_default_thread_limiter().total_tokens = int(os.environ.get("TOK", "1"))
+    anyio.to_thread.current_default_thread_limiter().total_tokens = 1
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop)
@@ -371,7 +271,54 @@ async def _serve(app: FastAPI, config: SuperLinkConfig, sockets: list[socket.soc
             group.create_task(server.serve(sockets=[sock]))
         while not all(server.started or server.should_exit for server in servers):  # noqa: ASYNC110  (no event to wait for)
             await asyncio.sleep(0.01)
+        if warden is not None:
+            group.create_task(_guarded(warden, servers[0], stopping, to_sites))
         _report("ready")
+
+
+def _public_app(app: FastAPI, config: SuperLinkConfig, waiting: Waiting) -> tuple[AsgiApp, Warden | None]:
+    """Return what the public listener serves, and who looks after the roster if there is one."""
+    from fedward_common.flower_adapter import ANNOUNCEMENT_BYTES  # noqa: PLC0415
+    from fedward_server import fleet_flower_adapter, flower_adapter  # noqa: PLC0415
+    from fedward_server.superlink_client import code_free_bundle  # noqa: PLC0415
+
+    roster, resuming = open_roster(config), fleet_flower_adapter.RESUMING.set
+    limits = {waiting.push: ANNOUNCEMENT_BYTES}
+    if roster is None or config.ca is None:
+        fleet_flower_adapter.guard(app, None)
+        return RouteFilter(app, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming), None
+    register = fleet_flower_adapter.guard(app, lambda key: roster.admitted(key, _now()))
+    facts = CentreFacts(config.ca.read_bytes(), code_free_bundle().sha256, config.study_keys, config.key_days)
+    limit = RateLimit(config.enrolments_per_minute, 10 * config.enrolments_per_minute)
+    service = Enrolment(roster, register, facts, limit=limit)
+    enrolment = RouteFilter(service, ENROLMENT_PATHS, max_body=MAX_BODY_BYTES)
+    signed = SignedReplies(app, waiting.push)
+    fleet = RouteFilter(signed, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming)
+    certificates = Certificates(config.ca, config.ca_key, config.certificate, config.certificate_key)
+    return Switch(fleet, dict.fromkeys(ENROLMENT_PATHS, enrolment)), Warden(roster, register, certificates)
+
+
+async def _guarded(warden: Warden, server: uvicorn.Server, stopping: asyncio.Event, bell: Doorbell) -> None:
+    """Let the warden look around every two seconds, and at the calendar every hour, until the launcher stops.
+
+    Whoever has departed and waits for a message hears of it at once: `bell` lets the requests go that are held.
+    """
+    await anyio.to_thread.run_sync(warden.settle, _now())
+    rounds = 0
+    while not stopping.is_set():
+        if await anyio.to_thread.run_sync(warden.look, _now()):
+            bell.ring()
+        if rounds % _ROUNDS_AN_HOUR == 0:
+            context = server.config.ssl
+            await anyio.to_thread.run_sync(warden.care, _now(), [context] if context else [])
+            await anyio.to_thread.run_sync(warden.remind, _now())
+        rounds += 1
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), _LOOK_S)
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
 
 
 def _read_secret(path: Path) -> bytes:

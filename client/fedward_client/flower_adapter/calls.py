@@ -1,0 +1,192 @@
+"""One request to the Fleet API: what it carries, who signs it, and what of the answer is read."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.supercore.interceptors.http.utils import add_headers
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClientInterceptor, ProtobufRequestContext
+from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from fedward_common.certificates import sign_as_node
+
+__all__ = [
+    "BoundedClient",
+    "Doorbell",
+    "KeySource",
+    "Observer",
+    "Signer",
+    "VersionInterceptor",
+    "Watching",
+    "WireLimits",
+]
+
+_CALL_TIMEOUT_S: Final = 30.0
+
+KeySource = Callable[[], ec.EllipticCurvePrivateKey]
+"""Returns the site's key as it is now; another one once the key was renewed."""
+
+
+Watching = Callable[[int, int, httpx.Response], None]
+"""Hears of each answer: bytes of the request's body and of the answer's, and the answer, whose body it leaves alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class WireLimits:
+    """What one message may cost this site before its content is looked at."""
+
+    message_bytes: int = 512 * 1024 * 1024
+    objects: int = 4096
+    response_bytes: int = 64 * 1024 * 1024
+
+
+class VersionInterceptor:
+    """Says which flwr this is, as Flower's interceptor does, and never ends the process."""
+
+    def __init__(self) -> None:
+        self._headers = dict(RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata())
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Send the request with the version headers."""
+        add_headers(context.request, self._headers)
+        return call_next(context)
+
+
+class Doorbell:
+    """Lets Fedward's SuperLink hold a request for messages until there is one; others ignore the headers.
+
+    The first request of a session also asks for what was handed out before and neither confirmed nor answered: an
+    answer that was lost with the process, or the connection, that asked for it.
+
+    Args:
+        wait_ms: how long it may hold the request, in milliseconds.
+    """
+
+    def __init__(self, wait_ms: int) -> None:
+        self._wait_ms = str(wait_ms)
+        self._seen = ""
+        self._resume = True
+
+    @property
+    def answered(self) -> bool:
+        """Whether the SuperLink does the waiting, so that nobody needs to pause between requests."""
+        return bool(self._seen)
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Send the request; if it asks for messages, say which have been seen."""
+        if not context.rpc_method.endswith("/PullMessages"):
+            return call_next(context)
+        if self._resume:
+            context.request.headers["fedward-resume"] = "1"
+        elif self._seen:
+            context.request.headers.update({"fedward-seen": self._seen, "fedward-wait-ms": self._wait_ms})
+        self._resume = True  # until this request has been answered
+        response = call_next(context)
+        self._resume = not response.is_success
+        seen = response.headers.get("fedward-seen", "")
+        self._seen = seen if seen.isdigit() else ""
+        return response
+
+
+class Observer:
+    """Tells somebody what each request came to; a request without an answer is not told."""
+
+    def __init__(self, watching: Watching) -> None:
+        self._watching = watching
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Send the request and pass on what comes back."""
+        response = call_next(context)
+        length = response.headers.get("content-length", "")
+        self._watching(len(context.request.content), int(length) if length.isdigit() else 0, response)
+        return response
+
+
+class Signer:
+    """Signs each request with the site's key, as Flower does, and a reply's announcement whole.
+
+    Flower's signature is over a time stamp only: whoever reads one request may send others for five minutes. Fedward's
+    second one binds a reply, and through the object tree every byte of its content, to the site.
+    """
+
+    def __init__(self, key: KeySource) -> None:
+        self._source = key
+        self._key: ec.EllipticCurvePrivateKey | None = None
+        self._lock = threading.Lock()
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Send the request with the headers that prove who asks."""
+        with self._lock:
+            key = self._source()
+            if key is not self._key:
+                self._key, self._flower = key, NodeAuthHttpInterceptor(key, key.public_key())
+            flower = self._flower
+        if context.rpc_method.endswith("/PushMessages"):
+            context.request.headers["fedward-signature"] = sign_as_node(key, context.request.content)
+        return flower.intercept(context, call_next)
+
+
+class BoundedClient(FleetHttpClient):
+    """Flower's client over connections that stay open, follow no redirect and read no unbounded answer.
+
+    Args:
+        base_url: ``https://host:port``.
+        interceptors: what each request passes.
+        tls: what verifies the other end.
+        limits: see `WireLimits`.
+        proxy: the HTTP proxy that opens tunnels; None for none, whatever the environment says.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        interceptors: Sequence[ProtobufClientInterceptor],
+        tls: ssl.SSLContext,
+        limits: WireLimits,
+        proxy: httpx.Proxy | None = None,
+    ) -> None:
+        # Not Flower's own constructor: it makes a client that takes its proxy from the environment, or fails to.
+        self._base_url = base_url
+        self._interceptors = tuple(interceptors)
+        self._retry_invoker = None
+        self.peer: bytes | None = None
+        """Certificate (DER) that the other end showed last."""
+        self._client = httpx.Client(
+            verify=tls,
+            proxy=proxy,
+            trust_env=False,
+            timeout=_CALL_TIMEOUT_S,
+            follow_redirects=False,
+            headers={"accept-encoding": "identity"},
+            limits=httpx.Limits(keepalive_expiry=60.0),
+            event_hooks={"response": [_bounded(limits.response_bytes), self._note_peer]},
+        )
+
+    def _note_peer(self, response: httpx.Response) -> None:
+        stream = response.extensions.get("network_stream")
+        tls: Any = stream.get_extra_info("ssl_object") if stream else None
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # a connection that closes under our hands
+            self.peer = tls.getpeercert(True) or self.peer  # noqa: FBT003  (the standard library's only way)
+
+
+def _bounded(limit: int) -> Callable[[httpx.Response], None]:
+    """Return a check that runs before a byte of the body is read."""
+
+    def check(response: httpx.Response) -> None:
+        length = response.headers.get("content-length", "")
+        encoded = response.headers.get("content-encoding", "identity") != "identity"
+        if response.is_redirect or encoded or not length.isdigit() or int(length) > limit:
+            response.close()
+            msg = "the SuperLink's answer is a redirect, encoded, or larger than allowed"
+            raise httpx.RemoteProtocolError(msg, request=response.request)
+
+    return check

@@ -1,0 +1,312 @@
+"""Flower's internal names for the coordinator's side of a run: messages out, replies in.
+
+A message of Flower's is a tree of objects, addressed by their SHA-256, and each object is a request of its own at both
+ends. Small content therefore travels inside the announcement of its message, in the field that Flower's protocol has
+for it, to everybody who reads it there; a stock SuperNode does not, and gets objects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+# Read by flwr when it is imported, so they are set before that; nobody is told that a hospital trains.
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+import httpx
+from flwr.app import Error, Message, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_to_proto, recorddict_from_proto
+from flwr.common.serde_utils import error_from_proto, metadata_from_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import Metadata as ProtoMetadata
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
+from flwr.supercore.inflatable import inflatable_object, inflatable_protobuf_utils, inflatable_utils
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
+from flwr.supercore.retry import RetryInvoker, exponential
+from flwr.supercore.run import RunNotRunningException
+from flwr.superlink.grid import HttpGrid
+
+from fedward_common.errors import CoordinatorError, TransportError
+from fedward_common.flower_adapter import INLINE_BYTES
+
+__all__ = ["INTERNAL_NAMES", "PATIENCE_S", "CoordinatorGrid", "patient", "translated"]
+
+INTERNAL_NAMES: Final[dict[str, str]] = {
+    "flwr.app.message": "make_message remove_content_from_message",
+    "flwr.common.constant": "ErrorCode.MESSAGE_UNAVAILABLE",
+    "flwr.common.serde": "message_to_proto recorddict_from_proto",
+    "flwr.common.serde_utils": "error_from_proto metadata_from_proto",
+    "flwr.supercore.inflatable.inflatable_object": "get_all_nested_objects get_object_tree iterate_object_tree"
+    " no_object_id_recompute",
+    "flwr.supercore.inflatable.inflatable_protobuf_utils": "make_pull_object_fn_protobuf make_push_object_fn_protobuf",
+    "flwr.supercore.inflatable.inflatable_utils": "ObjectPullError ObjectPushError inflate_object_from_contents"
+    " pull_objects",
+    "flwr.supercore.retry": "RetryInvoker.invoke exponential",
+    "flwr.supercore.run": "RunNotRunningException",
+    "flwr.superlink.grid": "HttpGrid._check_message HttpGrid._connect HttpGrid._runtime_client",
+}
+"""Module and names of all that is used here beyond Flower's public API."""
+
+PATIENCE_S: Final = 50.0
+"""A task that is silent for 60 s is given up by the SuperLink, so is a longer outage."""
+
+_WAIT_MS: Final = 1000
+_BATCH: Final = 64  # announcements in one request; with content inside, 16 MiB
+_LEAVING_S: Final = 2.0
+
+Objects = dict[str, inflatable_object.InflatableObject]
+
+
+class _DoorbellInterceptor:
+    """Lets our SuperLink hold a request for messages until there is one, at most `wait_ms` milliseconds."""
+
+    def __init__(self, wait_ms: int) -> None:
+        self._wait_ms = str(wait_ms)
+        self._seen = ""
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Send the request; if it asks for messages, say which have been seen."""
+        if not context.rpc_method.endswith("/PullMessages"):
+            return call_next(context)
+        if self._seen:
+            context.request.headers.update({"fedward-seen": self._seen, "fedward-wait-ms": self._wait_ms})
+        response = call_next(context)
+        self._seen = response.headers.get("fedward-seen", "")
+        return response
+
+
+class _Later:
+    """Runs calls one after another in the background; what becomes of them is nobody's concern."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="grid-later", daemon=True)
+        self._thread.start()
+
+    def __call__(self, call: Callable[[], object]) -> None:
+        """Run `call` soon."""
+        self._calls.put(call)
+
+    def close(self) -> None:
+        """Wait for the calls so far, for 2 s at most."""
+        self._calls.put(None)
+        self._thread.join(_LEAVING_S)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            with contextlib.suppress(httpx.HTTPError, ValueError, RuntimeError, RunNotRunningException):
+                call()
+
+
+class CoordinatorGrid(HttpGrid):
+    """Flower's `HttpGrid` that survives an outage of the SuperLink and a malformed reply.
+
+    A transport failure is repeated for at most `patience_s` seconds and then raises `TransportError`; no signal is
+    ever sent to this process. A reply whose objects are missing or cannot be read comes back as a message with an
+    error, so that one site cannot end a run. Objects that are still on their way are asked for every 10 to 200 ms
+    where Flower waits a second.
+
+    A node that has once answered inside the announcement is sent content of up to `INLINE_BYTES` that way: one request
+    where objects take three at either end. To all others, and for all larger content, objects are uploaded.
+    """
+
+    def __init__(self, address: str, token: str, *, patience_s: float = PATIENCE_S) -> None:
+        super().__init__(runtime_api_address=address, insecure=True, token=token)
+        self._retry_invoker = patient(patience_s)
+        self._connect()
+        client = self._runtime_client
+        client._interceptors = (*client._interceptors, _DoorbellInterceptor(_WAIT_MS))  # noqa: SLF001
+        client._client.close()  # noqa: SLF001
+        client._client = httpx.Client(  # noqa: SLF001  (as Flower's, but no proxy, and connections stay open)
+            timeout=30.0, trust_env=False, limits=httpx.Limits(keepalive_expiry=60.0)
+        )
+        self._reads_announcements: set[int] = set()
+        self._arrived: deque[tuple[ProtoMessage, ObjectTree]] = deque()
+        self._later = _Later()
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send messages and return their identifiers, in order; an empty one for what the SuperLink does not take.
+
+        Of large content, one object at a time is encoded.
+
+        Raises:
+            CoordinatorError: the SuperLink does not accept the request.
+            TransportError: the SuperLink stayed away for longer than the patience.
+        """
+        identifiers: list[str] = []
+        with translated("messages cannot be sent"), inflatable_object.no_object_id_recompute():
+            for batch in _batched(messages, _BATCH):
+                request, objects = PushAppMessagesRequest(), Objects()
+                for message in batch:
+                    message.metadata.__dict__["_message_id"] = message.object_id
+                    self._check_message(message)
+                    objects |= self._announce(message, request)
+                identifiers += self._push(request, objects)
+        return identifiers
+
+    def _announce(self, message: Message, request: PushAppMessagesRequest) -> Objects:
+        """Add a message to a request; return the objects that have to follow it."""
+        if message.metadata.dst_node_id in self._reads_announcements:
+            whole = message_to_proto(message)
+            if whole.content.ByteSize() <= INLINE_BYTES:
+                request.messages_list.append(whole)
+                request.message_object_trees.append(ObjectTree(object_id=message.object_id))
+                return {}
+        request.messages_list.append(message_to_proto(remove_content_from_message(message)))
+        request.message_object_trees.append(inflatable_object.get_object_tree(message))
+        return inflatable_object.get_all_nested_objects(message)
+
+    def _push(self, request: PushAppMessagesRequest, objects: Objects) -> list[str]:
+        response = self._runtime_client.PushMessages(request)
+        push = inflatable_protobuf_utils.make_push_object_fn_protobuf(
+            self._runtime_client.PushObject, self.node, self.run.run_id, response.session_id
+        )
+        for object_id in response.objects_to_push:
+            if object_id in objects:
+                push(object_id, objects[object_id].deflate())
+        return list(response.message_ids)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return a reply to one of `message_ids`, as a list that is empty if none has arrived; each is returned once.
+
+        Waits for the next reply, at most 1 s, so that asking again and again costs next to nothing. Of many replies
+        that arrive together, one at a time is fetched.
+
+        Raises:
+            CoordinatorError: the SuperLink does not accept the request.
+            TransportError: the SuperLink stayed away for longer than the patience.
+        """
+        wanted = list(message_ids)
+        with translated("replies cannot be fetched"):
+            if not self._arrived:
+                response = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=wanted))
+                self._arrived.extend(zip(response.messages_list, response.message_object_trees, strict=True))
+            asked = set(wanted)
+            while self._arrived:
+                head, tree = self._arrived.popleft()
+                if head.metadata.reply_to_message_id in asked:
+                    return [self._fetch(head, tree)]
+                self._confirm(head.metadata)  # nobody waits for it any more
+        return []
+
+    def close(self) -> None:
+        """Disconnect, once what was fetched has been confirmed."""
+        self._later.close()
+        super().close()
+
+    def _fetch(self, head: ProtoMessage, tree: ObjectTree) -> Message:
+        """Return one reply and confirm it.
+
+        All its objects are fetched, also those that are not looked at: confirming deletes them, so their sender must
+        have finished uploading. Content inside the announcement is there already.
+        """
+        if head.content.ByteSize():
+            self._reads_announcements.add(head.metadata.src_node_id)
+            message = _decoded(head, lambda: recorddict_from_proto(head.content))
+        else:
+            message = self._fetch_objects(head, tree)
+        self._confirm(head.metadata)
+        return message
+
+    def _fetch_objects(self, head: ProtoMessage, tree: ObjectTree) -> Message:
+        pull = inflatable_protobuf_utils.make_pull_object_fn_protobuf(
+            self._runtime_client.PullObject, self.node, self.run.run_id
+        )
+        try:
+            contents = inflatable_utils.pull_objects(
+                [node.object_id for node in inflatable_object.iterate_object_tree(tree)],
+                pull,
+                initial_backoff=0.02,
+                backoff_cap=0.2,
+                max_time=PATIENCE_S,
+                max_tries_per_object=None,
+            )
+        except inflatable_utils.ObjectPullError:
+            return _unreadable(head.metadata, "reply_incomplete")
+        if head.HasField("error"):
+            return make_message(metadata_from_proto(head.metadata), error=error_from_proto(head.error))
+
+        def inflate() -> object:
+            (root,) = tree.children
+            return inflatable_utils.inflate_object_from_contents(root.object_id, contents)
+
+        return _decoded(head, inflate)
+
+    def _confirm(self, head: ProtoMetadata) -> None:
+        """Let the SuperLink delete a reply, in the background: nothing waits for that."""
+        request = ConfirmMessageReceivedRequest(
+            node=self.node, run_id=self.run.run_id, message_object_id=head.message_id
+        )
+        self._later(lambda: self._runtime_client.ConfirmMessageReceived(request))
+
+
+def _decoded(head: ProtoMessage, decode: Callable[[], object]) -> Message:
+    """Return a reply's content under the SuperLink's metadata, and not under the site's copy of it."""
+    try:
+        content = decode()
+    except Exception:  # noqa: BLE001  (bytes from a site: whatever the decoder raises, the reply is at fault)
+        content = None
+    if isinstance(content, RecordDict):
+        return make_message(metadata_from_proto(head.metadata), content=content)
+    return _unreadable(head.metadata, "reply_malformed")
+
+
+def _unreadable(head: ProtoMetadata, reason: str) -> Message:
+    return make_message(metadata_from_proto(head), error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
+
+
+def _batched(messages: Iterable[Message], size: int) -> Iterator[list[Message]]:
+    """Yield the messages in lists of at most `size`."""
+    rest = iter(messages)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
+
+
+@contextlib.contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn what httpx raises into errors of ours."""
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        msg = f"{what} (HTTP {error.response.status_code})"
+        raise CoordinatorError(msg, remedy="does the coordinator's secret match the SuperLink's?") from error
+    except httpx.HTTPError as error:
+        msg = f"{what}: {type(error).__name__}"
+        raise TransportError(msg, remedy="is the SuperLink running?") from error
+    except inflatable_utils.ObjectPushError as error:
+        msg = f"{what}: the SuperLink does not take an object"
+        raise TransportError(
+            msg, remedy="send it again: the upload took too long, or its session was replaced"
+        ) from error
+
+
+def patient(seconds: float) -> RetryInvoker:
+    """Return a retry rule for `seconds` s of outage; a run that has ended raises `RUN_ENDED`, nothing is signalled."""
+
+    def hopeless(error: Exception) -> bool:
+        if isinstance(error, httpx.HTTPStatusError):
+            if error.response.status_code == httpx.codes.FORBIDDEN:
+                raise RunNotRunningException
+            return error.response.status_code not in {502, 503, 504}
+        return isinstance(error, httpx.ConnectError) and "certificate" in str(error).lower()
+
+    return RetryInvoker(
+        wait_gen_factory=lambda: exponential(base_delay=0.05, multiplier=2, max_delay=2),
+        recoverable_exceptions=(httpx.TransportError, httpx.HTTPStatusError),
+        max_tries=None,
+        max_time=seconds,
+        jitter=None,
+        should_giveup=hopeless,
+        wait_function=time.sleep,
+    )
