@@ -1,165 +1,325 @@
-"""One forked child for each message: fresh memory, nothing of the daemon's, warmed imports.
+"""A worker in a forked child for each message: fresh memory, nothing of the daemon's, warmed imports, in a sandbox.
 
-The fork server is started before the daemon opens its key and its connection, so neither exists in any child. What a
-child returns is bytes: content, or a code from `RefusalCode`. The text of an exception stays in the child.
+Children are forked from a process that never had the daemon's key or connection (`fedward_client.nursery`). What a
+child returns is bytes of fixed meaning and bounded length, never a pickle: what it found, what came of the training,
+or a code. The text of an exception stays in the child.
+
+::
+
+    daemon                                child
+      order (at the fork) ─────────────▶  sandbox, opens the cohort
+      decides, debits  ◀── FACTS or CODE  waits
+      round, weights  ─────────────────▶  trains
+      encodes, replies ◀── CHANGE or CODE ends
+
+A database's rows are fetched by a child of their own, which may reach that database and trains on nothing; the child
+that trains reads them from the site's cache.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
-import multiprocessing as mp
-import os
-import random
+import pickle
 import re
-import sys
+import tempfile
+import threading
 import time
-import traceback
-import types
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from signal import SIGKILL, SIGSYS
 from threading import Event
-from typing import Final, cast
+from typing import Final, Literal, NoReturn
 
+import numpy as np
+import numpy.typing as npt
 import structlog
-from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 
-from fedward_client.flower_adapter import decode_content, decode_message, encode_content, encode_message
+from fedward_client.child import LOSS, ROUND, Kind, Order
+from fedward_client.limits import GIB, memory_of
+from fedward_client.logs import configure_logs
+from fedward_client.nursery import Child, Nursery, NurseryLostError
+from fedward_client.policy import Resources
+from fedward_client.sandbox import EVERY_LAYER, Layer, Reach, Sandbox, needs_fetch, reach_of
+from fedward_client.worker import Facts, Job, Session, Trained
 from fedward_common.errors import InstallationError, Refusal, RefusalCode
 
-__all__ = ["DEFAULT_APP", "Outcome", "Runner", "TaskLimits", "coded", "configure_logs"]
+__all__ = ["DEFAULT_WORKER", "WARM", "Runner", "TaskLimits", "coded", "configure_logs"]
 
-DEFAULT_APP: Final = "fedward_client.app:app"
-_WARM_MODULE: Final = "fedward_client.warm"
+DEFAULT_WORKER: Final = "fedward_client.worker:InProcessWorker"
+WARM: Final = "fedward_client.warm"
+"""The module that imports everything that training needs."""
+
+_INSTALLED: Final = "fedward_client.sandbox.apply:installed"
 _REFERENCE: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _CODED: Final = re.compile(r"([a-z_]+)(?: (?:key|limit|asked|round|rule_count)=[\w.+-]{1,64})*", re.ASCII)
-_CONTENT: Final = b"C"
-_REFUSED: Final = b"R"
+_FINGERPRINT_BYTES: Final = 64
+_IDENTITY_BYTES: Final = 16
+_DIGEST_BYTES: Final = 32
+_MAX_PATIENTS: Final = 1 << 24
+_CODE_BYTES: Final = 1 << 16
 _LOOK_S: Final = 0.05
+_START_S: Final = 120.0
+_KILLS: Final = Path("/proc/vmstat")
 _log = structlog.get_logger("fedward.runner")
 
 
 @dataclass(frozen=True, slots=True)
 class TaskLimits:
-    """What one task may use: `wall_s` seconds from fork to reply, and a reply of `reply_bytes` bytes."""
+    """What no task may pass, whatever its job's own resources are: `wall_s` seconds from fork to the last answer."""
 
-    wall_s: float = 3600.0
-    reply_bytes: int = 512 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a task: content, or the coded text of a refusal; exactly one of them. `seconds` of wall time."""
-
-    content: RecordDict | None
-    refusal: str | None
-    seconds: float
+    wall_s: float = 604_800.0
 
 
 class Runner:
-    """Runs the installed ClientApp, one message at a time, each in its own child.
+    """A `Worker` that computes in a child of its own for each session.
 
     Args:
-        app: ``module:attribute`` of a `ClientApp` that is installed here; never taken from a message.
-        limits: what a task may use.
+        worker: ``module:attribute`` of an installed class that makes the `Worker` inside the child; never taken from
+            a message.
+        limits: what a task may use besides what its job allows it.
+        stop: once set, running children are killed.
+        preload: the module that is imported once for all children; none is for measuring what that saves.
+        layers: of the sandbox, to try; fewer than all are for tests and for measuring.
     """
 
-    def __init__(self, app: str = DEFAULT_APP, limits: TaskLimits | None = None) -> None:
-        if not _REFERENCE.fullmatch(app):
-            msg = f"{app!r} does not name an installed ClientApp"
+    def __init__(
+        self,
+        worker: str = DEFAULT_WORKER,
+        limits: TaskLimits | None = None,
+        stop: Event | None = None,
+        *,
+        preload: str | None = WARM,
+        layers: Collection[Layer] = EVERY_LAYER,
+    ) -> None:
+        module = worker.partition(":")[0]
+        if not _REFERENCE.fullmatch(worker):
+            msg = f"{worker!r} does not name an installed worker"
             raise InstallationError(msg, remedy="write it as module:attribute")
-        self._app = app
+        self._worker = worker
         self._limits = limits or TaskLimits()
-        self._context = mp.get_context("forkserver")
+        self._stop = stop or Event()
+        self._layers = frozenset(layers)
+        self._sandbox: Sandbox | None = None
+        self.peak = 0
+        """The most memory that any child was seen to hold for itself, in bytes."""
+        modules = (preload, "fedward_client.child", module, _INSTALLED) if preload else ()
+        self._nursery = Nursery(modules, "fedward_client.child:main")
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """Which layers of the sandbox hold on this computer; starts the runner if nobody has."""
+        if self._sandbox is None:
+            self.start()
+        return self._sandbox or Sandbox()
 
     def start(self) -> None:
-        """Start and warm the fork server, and see that a child of it finds the app.
-
-        A process has one fork server. If somebody else started it before, tasks work but import for themselves.
+        """Start and warm the nursery, and see that a child of it finds the worker and what its sandbox holds.
 
         Raises:
-            InstallationError: a child cannot be forked, or does not find the app.
-        """
-        os.environ["FEDWARD_WARM_MODULE"] = self._app.partition(":")[0]
-        self._context.set_forkserver_preload([_WARM_MODULE])
-        started = time.monotonic()
-        answer, _ = self._fork(_probe, (self._app,), Event(), 120.0)
-        if answer not in {b"warm", b"cold"}:
-            problem = answer.decode("utf-8", "replace") if answer else "no answer"
-            msg = f"the task process does not start: {problem}"
-            raise InstallationError(msg, remedy=f"python -c 'import {self._app.partition(':')[0]}' shows the cause")
-        if answer == b"cold":
-            _log.warning("runner_cold", cause="another part of this process started the fork server before")
-        _log.info("runner_started", seconds=round(time.monotonic() - started, 2), app=self._app)
-
-    def run(self, message: Message, context: Context, stop: Event) -> Outcome:
-        """Run the app on `message` in a new child and return what came of it; never raises for the child's faults.
-
-        The child is killed after the wall-time limit, and at once when `stop` is set.
+            InstallationError: a child cannot be forked, or does not find the worker.
         """
         started = time.monotonic()
-        task = (self._app, encode_message(message), _context_json(context))
-        answer, ending = self._fork(_task, task, stop, self._limits.wall_s)
-        outcome = self._outcome(answer, ending)
-        seconds = time.monotonic() - started
-        _log.info("task_done", refusal=outcome.refusal, ending=ending, seconds=round(seconds, 3))
-        return Outcome(outcome.content, outcome.refusal, seconds)
-
-    def _outcome(self, answer: bytes | None, ending: str) -> Outcome:
-        if answer is None:
-            code = {
-                "timeout": RefusalCode.TASK_TIMED_OUT,
-                "oversized": RefusalCode.UPDATE_OUT_OF_BOUNDS,
-            }.get(ending, RefusalCode.TASK_CRASHED)
-            return Outcome(None, code.value, 0.0)
-        if answer[:1] == _CONTENT:
-            with suppress(Exception):  # a decoder's error is the child's fault, whatever its type
-                return Outcome(decode_content(answer[1:]), None, 0.0)
-        return Outcome(None, coded(answer[1:].decode("utf-8", "replace")), 0.0)
-
-    def _fork(self, target: object, args: tuple[object, ...], stop: Event, wall_s: float) -> tuple[bytes | None, str]:
-        """Return the child's one answer, and how it ended: answered, timeout, stopped, oversized, or its exit code."""
-        reader, writer = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=target, args=(writer, *args), daemon=True)  # type: ignore[arg-type]
-        with _no_main_module():
-            process.start()
-        writer.close()
         try:
-            return self._await(reader, stop, time.monotonic() + wall_s)
-        except EOFError:
-            process.join(5.0)
-            return None, f"exit {process.exitcode}"
-        except OSError:
-            return None, "oversized"
+            with tempfile.TemporaryDirectory(prefix="fedward-probe-") as folder:
+                order = Order("probe", self._worker, Reach(Path(folder), write=(Path(folder),)), self._layers)
+                with self._task(order, _START_S) as task:
+                    answer = task.receive(_CODE_BYTES)
+        except (Refusal, NurseryLostError) as error:
+            answer = Kind.BROKEN + str(error).encode()
+        if answer[:1] != Kind.SANDBOX:
+            msg = f"the task process does not start: {answer[1:].decode('utf-8', 'replace')}"
+            raise InstallationError(msg, remedy=f"python -c 'import {self._worker.partition(':')[0]}' shows the cause")
+        self._sandbox = Sandbox.model_validate_json(answer[1:])
+        seconds = round(time.monotonic() - started, 2)
+        _log.info("runner_started", seconds=seconds, worker=self._worker, sandbox=self._sandbox.describe())
+        if not self._sandbox.by_kernel:
+            remedy = "a kernel with Landlock and seccomp, or a container that does not forbid them"
+            _log.warning("sandbox_weak", sandbox=self._sandbox.describe(), remedy=remedy)
+
+    def close(self) -> None:
+        """End all children and what they are forked from; another session starts it again."""
+        self._nursery.close()
+
+    @contextmanager
+    def open(self, job: Job) -> Iterator[Session]:
+        """Fork a child that opens the job's cohort; it is killed when the context ends. See `Worker.open`.
+
+        Raises:
+            LocalDataError: the job's entry names one of the site's own files.
+            Refusal: what the child says, or ``task_crashed``, ``task_timed_out``, ``task_out_of_memory``,
+                ``task_denied`` (it tried what its sandbox forbids), ``update_out_of_bounds`` (an answer of the wrong
+                length); the same for `Session.train`.
+        """
+        if needs_fetch(job.entry):
+            job = replace(job, fetched=self._fetched(job))
+        reach = reach_of(job.entry, job.home, gpu=job.resources.gpu_memory_share > 0)
+        with self._at_work("serve", job, reach) as task:
+            facts = _read_facts(task.receive(1 + _FINGERPRINT_BYTES + _IDENTITY_BYTES * _MAX_PATIENTS))
+            yield _ForkedSession(task, facts)
+
+    def _fetched(self, job: Job) -> bytes:
+        with self._at_work("fetch", job, reach_of(job.entry, job.home, fetch=True)) as task:
+            digest = _body(task.receive(_CODE_BYTES), Kind.SOURCE)
+        if len(digest) != _DIGEST_BYTES:
+            raise Refusal(RefusalCode.TASK_CRASHED, "the task process: no digest")
+        return digest
+
+    @contextmanager
+    def _at_work(self, do: Literal["fetch", "serve"], job: Job, reach: Reach) -> Iterator[_Task]:
+        order = Order(do, self._worker, reach, frozenset(self.sandbox.holds), job.resources, job)
+        try:
+            with self._task(order, min(self._limits.wall_s, job.resources.wall_s)) as task:
+                yield task
+        except NurseryLostError as error:
+            raise Refusal(RefusalCode.TASK_CRASHED, str(error)) from None
+
+    @contextmanager
+    def _task(self, order: Order, wall_s: float) -> Iterator[_Task]:
+        started = time.monotonic()
+        child = self._nursery.fork()
+        task = _Task(child, self._stop, started + wall_s, order.resources)
+        try:
+            task.send(pickle.dumps(order))
+            yield task
         finally:
-            reader.close()
-            process.kill()
-            process.join()
-            process.close()
-
-    def _await(self, reader: Connection, stop: Event, deadline: float) -> tuple[bytes | None, str]:
-        while not reader.poll(_LOOK_S):
-            if stop.is_set():
-                return None, "stopped"
-            if time.monotonic() > deadline:
-                return None, "timeout"
-        return reader.recv_bytes(self._limits.reply_bytes), "answered"
+            task.close()
+            self.peak = max(self.peak, task.peak)
+            seconds = round(time.monotonic() - started, 3)
+            _log.info("task_done", do=order.do, ending=task.ending, seconds=seconds, peak_mib=task.peak >> 20)
 
 
-def configure_logs() -> None:
-    """Write this process's log as one JSON object a line to standard error; no exception text is ever rendered."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+class _Task:
+    """A child at work: a thread kills it when it passes its time or its memory, or when the daemon stops."""
+
+    def __init__(self, child: Child, stop: Event, deadline: float, resources: Resources) -> None:
+        self._child, self._stop, self._deadline = child, stop, deadline
+        self._memory = int(resources.memory_gib * GIB)
+        self._kills = _kernel_kills()
+        self._over = Event()
+        self._verdict: tuple[str, RefusalCode] | None = None
+        self.ending = "answered"
+        self.peak = 0
+        self._watcher = threading.Thread(target=self._watch, name="fedward-task", daemon=True)
+        self._watcher.start()
+
+    def send(self, data: bytes) -> None:
+        try:
+            self._child.pipe.send_bytes(data)
+        except OSError:
+            self._fail()
+
+    def receive(self, limit: int) -> bytes:
+        """Return the child's next answer of at most `limit` bytes."""
+        try:
+            answer = self._child.pipe.recv_bytes(limit)
+        except EOFError:
+            self._fail()
+        except OSError:
+            self._fail(("oversized", RefusalCode.UPDATE_OUT_OF_BOUNDS))
+        self._look()  # a short task may end between two looks of the watcher
+        return answer
+
+    def close(self) -> None:
+        """End the child, if it has not ended."""
+        self._over.set()
+        self._watcher.join()
+        self._child.close()
+
+    def _watch(self) -> None:
+        while self._verdict is None and not self._over.wait(_LOOK_S):
+            used = self._look()
+            if self._stop.is_set():
+                self._verdict = "stopped", RefusalCode.TASK_CRASHED
+            elif time.monotonic() > self._deadline:
+                self._verdict = "timeout", RefusalCode.TASK_TIMED_OUT
+            elif used > self._memory:
+                self._verdict = f"more than {self._memory / GIB:g} GiB", RefusalCode.TASK_OUT_OF_MEMORY
+        if self._verdict is not None:
+            self._child.kill()
+
+    def _look(self) -> int:
+        used = memory_of(self._child.status())
+        self.peak = max(self.peak, used)
+        return used
+
+    def _fail(self, known: tuple[str, RefusalCode] | None = None) -> NoReturn:
+        verdict = known or self._verdict
+        if verdict is None:
+            self._child.kill()
+            verdict = _autopsy(self._child.wait(), by_kernel=_kernel_kills() > self._kills)
+        self.ending, code = verdict
+        raise Refusal(code, f"the task process: {self.ending}") from None
+
+
+def _autopsy(exit_code: int | None, *, by_kernel: bool) -> tuple[str, RefusalCode]:
+    """Return what a child died of that nobody here killed.
+
+    Args:
+        exit_code: as `Child.wait` gives it.
+        by_kernel: whether the kernel has killed a process for want of memory since the child was born.
+    """
+    if exit_code == -SIGKILL and by_kernel:
+        return "killed: the computer has no memory left", RefusalCode.TASK_OUT_OF_MEMORY
+    if exit_code == -SIGSYS:
+        return "killed: a forbidden system call", RefusalCode.TASK_DENIED
+    return f"exit {exit_code}", RefusalCode.TASK_CRASHED
+
+
+def _kernel_kills() -> int:
+    """Return how many processes the kernel has killed for want of memory since it started."""
+    try:
+        lines = _KILLS.read_bytes().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(b"oom_kill ")), 0)
+
+
+class _ForkedSession:
+    """A `Session` whose cohort is open in a child."""
+
+    def __init__(self, task: _Task, facts: Facts) -> None:
+        self._task = task
+        self.facts = facts
+
+    def train(self, round_: int, weights: npt.NDArray[np.float32]) -> Trained:
+        """See `Session.train`."""
+        self._task.send(ROUND.pack(round_) + weights.astype(np.float32).tobytes())
+        size = 1 + LOSS.size + weights.size * weights.itemsize
+        return _read_trained(self._task.receive(max(size, _CODE_BYTES)), size)
+
+
+def _read_facts(answer: bytes) -> Facts:
+    body = _body(answer, Kind.FACTS)
+    fingerprint, identities = body[:_FINGERPRINT_BYTES], body[_FINGERPRINT_BYTES:]
+    if len(identities) % _IDENTITY_BYTES:
+        raise Refusal(RefusalCode.TASK_CRASHED, "the task process: half an identity")
+    return Facts(fingerprint.decode("ascii", "replace"), _rows(identities))
+
+
+def _rows(identities: bytes) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(identities, dtype=np.uint8).reshape(-1, _IDENTITY_BYTES)
+
+
+def _read_trained(answer: bytes, size: int) -> Trained:
+    body = _body(answer, Kind.CHANGE)
+    if len(answer) != size:
+        raise Refusal(RefusalCode.UPDATE_OUT_OF_BOUNDS, "the task process: a change of another length")
+    (loss,) = LOSS.unpack_from(body)
+    return Trained(np.frombuffer(body, dtype=np.float32, offset=LOSS.size), loss)
+
+
+def _body(answer: bytes, kind: Kind) -> bytes:
+    """Return what follows the kind of an answer.
+
+    Raises:
+        Refusal: the child refuses, or answers something else.
+    """
+    if answer[:1] == kind:
+        return answer[1:]
+    text = coded(answer[1:].decode("utf-8", "replace") if answer[:1] == Kind.CODE else "")
+    code, *pairs = text.split(" ")
+    raise Refusal(RefusalCode(code), fields=dict(pair.split("=", 1) for pair in pairs))
 
 
 def coded(text: str) -> str:
@@ -171,90 +331,3 @@ def coded(text: str) -> str:
     if match and match[1] in set(RefusalCode):
         return text
     return RefusalCode.INTERNAL.value
-
-
-@contextmanager
-def _no_main_module() -> Iterator[None]:
-    """Hide ``__main__`` from multiprocessing, which would import the daemon again in every child."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _context_json(context: Context) -> str:
-    return json.dumps({"run_id": context.run_id, "node_id": context.node_id, "node_config": dict(context.node_config)})
-
-
-def _load_app(reference: str) -> ClientApp:
-    module, _, attribute = reference.partition(":")
-    app = getattr(importlib.import_module(module), attribute)
-    if not isinstance(app, ClientApp):
-        msg = f"{reference} is no ClientApp"
-        raise TypeError(msg)
-    return app
-
-
-def _probe(answer: Connection, app: str) -> None:
-    """Child: say whether this process was forked warm and can load the app."""
-    try:
-        _load_app(app)
-        warm = sys.modules.get(_WARM_MODULE)
-        text = "warm" if warm is not None and warm.is_warm() else "cold"
-    except (ImportError, AttributeError, TypeError) as error:
-        text = f"{type(error).__name__}: {error}"
-    answer.send_bytes(text.encode())
-
-
-def _task(answer: Connection, app: str, message: bytes, context: str) -> None:
-    """Child: run the app on one message and send back content or a code."""
-    _settle()
-    try:
-        payload = _CONTENT + encode_content(_handle(app, decode_message(message), json.loads(context)))
-    except Refusal as refusal:
-        payload = _REFUSED + refusal.crossing().encode()
-    except Exception as error:  # noqa: BLE001  (an error of any kind becomes a code; its text stays in this process)
-        _report(error)
-        payload = _REFUSED + RefusalCode.INTERNAL.value.encode()
-    answer.send_bytes(payload)
-
-
-def _handle(app: str, message: Message, context: dict[str, object]) -> RecordDict:
-    config = cast("dict[str, str]", context["node_config"])
-    run_id, node_id = cast("int", context["run_id"]), cast("int", context["node_id"])
-    reply = _load_app(app)(message, Context(run_id, node_id, dict(config), RecordDict(), {}))
-    if reply.has_error():
-        raise _RepliedError(reply.error.reason or "")
-    return reply.content
-
-
-class _RepliedError(Refusal):
-    """The app itself answered with an error; its text passes the same gate as any other."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(RefusalCode.INTERNAL)
-        self._text = text
-
-    def crossing(self) -> str:
-        return coded(self._text)
-
-
-def _settle() -> None:
-    """Make the fork its own: the first to be killed when memory runs out, and no random state shared with siblings."""
-    configure_logs()
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    random.seed(os.urandom(16))
-    if (numpy := sys.modules.get("numpy")) is not None:
-        numpy.random.seed(int.from_bytes(os.urandom(4)))
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.manual_seed(int.from_bytes(os.urandom(8)) >> 1)
-
-
-def _report(error: BaseException) -> None:
-    """Log where an exception came from, without its text: that may quote a patient's values."""
-    frames = traceback.extract_tb(error.__traceback__)[-8:]
-    where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-    _log.error("task_failed", kind=type(error).__name__, where=where)
