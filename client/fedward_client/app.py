@@ -1,27 +1,48 @@
-"""The ClientApp: the one that the daemon, the local engine, Ray and a stock SuperNode all run."""
+"""The border of a site, and the ClientApp that the local engine, Ray and a stock SuperNode run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedward_client.site import Site
+from fedward_client.worker import Worker
 from fedward_common.errors import FedwardError, Refusal, RefusalCode
 from fedward_common.wire import write_refusal
 
-__all__ = ["HOME_KEY", "app", "respond"]
+__all__ = ["HOME_KEY", "app", "refuse", "respond"]
 
-HOME_KEY = "fedward-home"
+HOME_KEY: Final = "fedward-home"
 
 app = ClientApp()
 
 
-def respond(content: RecordDict, home: Path) -> RecordDict:
-    """Return the site's reply to one message; whatever goes wrong here leaves as a code and nothing more."""
+def respond(content: RecordDict, home: Path, worker: Worker | None = None) -> RecordDict:
+    """Return the site's reply to one message; whatever goes wrong here leaves as a code and nothing more.
+
+    Args:
+        content: the message's content, as it came.
+        home: the site's folder.
+        worker: who opens the cohort and trains; this process itself by default.
+    """
+    return _guarded(lambda: Site(home, worker).answer(content), home)
+
+
+def refuse(refusal: Refusal, home: Path) -> RecordDict:
+    """Return a refusal that was decided before the message's content was read, noted in the audit log."""
+    return _guarded(lambda: Site(home).refuse(refusal), home)
+
+
+def _guarded(reply: Callable[[], RecordDict], home: Path) -> RecordDict:
     try:
-        return Site(home).answer(content)
+        return reply()
+    except Refusal as refusal:  # the site cannot even note it: its log is not the one that it kept
+        _report("site cannot answer", code=refusal.reason.value, message=refusal.message)
+        return write_refusal(home.name, refusal)
     except FedwardError as error:
         _report("site cannot answer", code=error.code, message=error.message)
     except Exception as error:  # noqa: BLE001  (the border: an exception's text may hold a patient's value, and Flower would send it)

@@ -6,7 +6,7 @@
       site.yaml         name, policy, register of cohorts
       studies/          what was proposed
       approvals.json    what was decided
-      ledger.sqlite     what each cohort has spent
+      ledger.*          what each patient has spent, and the key that hides who that is
       audit.*           the log of decisions, its signed head, its key
       cache/            encoded tables
 """
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,14 +24,17 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import RecordDict
 
-from fedward_client.approvals import Approvals, Decision
-from fedward_client.audit import AuditLog
-from fedward_client.cohorts import Patients, TableEntry, open_cohort
-from fedward_client.config import load_site
+from fedward_client.approvals import Approvals
+from fedward_client.books import Limits, Terms
+from fedward_client.budget import Budget
+from fedward_client.cohorts import CohortEntry, open_cohort
+from fedward_client.config import load_site, local_time
+from fedward_client.decisions import Decision, Rule, standing
 from fedward_client.ledger import Ledger
-from fedward_client.policy import admit, admit_cohort
+from fedward_client.policy import UNTRUSTED, admit, admit_cohort, admit_use, metrics_that_leave, signers_of
+from fedward_client.worker import InProcessWorker, Job, Session, Worker
 from fedward_common import __version__
-from fedward_common.errors import FedwardError, LocalDataError, Refusal, RefusalCode, SchemaMismatchError
+from fedward_common.errors import FedwardError, LocalDataError, Refusal, RefusalCode, refusal_of
 from fedward_common.fixed_point import encode_weighted
 from fedward_common.privacy import round_spend
 from fedward_common.study import DpSgd, Study
@@ -55,33 +59,31 @@ def approve(home: Path, study: Study, cohort: str, *, by: str = "simulation") ->
     approvals.decide(study, Decision("approved", by, _now(), cohort, fingerprint))
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """An admitted study with its cohort, opened."""
-
-    study: Study
-    cohort: str
-    patients: Patients
-
-
 class Site:
-    """One hospital.
+    """One hospital: decides here, and lets `worker` open cohorts and train.
 
     Args:
         home: its folder.
+        worker: who computes; this process itself by default.
 
     Raises:
         FedwardError: ``site.yaml`` is missing or wrong; the message names the key.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, worker: Worker | None = None) -> None:
         self.home = home
         self.config = load_site(home)
-        self.ledger = Ledger(home / "ledger.sqlite")
+        self.budget = Budget(home)
         self.approvals = Approvals(home)
-        self.audit = AuditLog(home)
+        self.audit = self.budget.audit
+        self._worker = worker or InProcessWorker()
 
-    def registered(self, cohort: str) -> TableEntry:
+    @property
+    def ledger(self) -> Ledger:
+        """The site's ledger; see `Budget.ledger`."""
+        return self.budget.ledger
+
+    def registered(self, cohort: str) -> CohortEntry:
         """Return the register's entry for `cohort`.
 
         Raises:
@@ -103,41 +105,41 @@ class Site:
         try:
             task = read_task(content)
             study = task.study.digest
-            return write_enrolment(self.enrol(task.study)) if task.weights is None else write_update(self.train(task))
-        except Refusal as error:
-            refusal = error
-        except SchemaMismatchError as error:
-            refusal = Refusal(RefusalCode.COHORT_MISMATCH, error.message, fields={"rule_count": len(error.counts)})
-        except LocalDataError as error:
-            refusal = Refusal(RefusalCode.COHORT_MISSING, error.message)
+            return write_enrolment(self.enrol(task)) if task.weights is None else write_update(self.train(task))
         except FedwardError as error:
-            refusal = Refusal(RefusalCode.INTERNAL, error.message)
+            refusal = refusal_of(error)
+        return self.refuse(refusal, study)
+
+    def refuse(self, refusal: Refusal, study: str = "") -> RecordDict:
+        """Note a refusal in the audit log and return it as a reply.
+
+        Args:
+            refusal: what is said; of it only the code and the allow-listed fields are noted and sent.
+            study: the study's digest, empty where none was read.
+        """
         self.audit.append("refused", at=_now(), study=study, code=refusal.crossing())
         return write_refusal(self.config.site, refusal)
 
-    def enrol(self, study: Study) -> Enrolment:
-        """Return the site's yes to `study`, if policy, budget and cohort allow all of its rounds.
+    def enrol(self, task: Task) -> Enrolment:
+        """Return the site's yes to a study, if policy, budget and cohort allow all of its rounds.
 
         Raises:
             Refusal: one of them does not.
             LocalDataError: the table is missing or breaks the schema.
         """
-        work = self._admitted(study)
-        spend = round_spend(study)
+        study = task.study
+        cohort, approved = self._permit(task)
+        with self._opened(study, cohort, approved) as session:
+            identities = session.facts.identities
+        patients, spend = len(identities), round_spend(study)
         if spend is not None and isinstance(study.privacy, DpSgd):
-            self.ledger.grant(
-                cohort=work.cohort,
-                study=study.digest,
-                rounds=study.training.rounds,
-                spend=spend,
-                delta=study.privacy.delta,
-                max_epsilon=min(study.privacy.epsilon, self.config.policy.max_epsilon_per_study),
-                max_lifetime=self.config.policy.max_epsilon_lifetime,
-                lifetime_delta=self.config.policy.max_delta,
-                now=_now(),
+            terms = Terms(study.training.rounds, spend, study.privacy.delta)
+            limits = self._limits(study.privacy)
+            self.budget.grant(
+                cohort=cohort, study=study.digest, identities=identities, terms=terms, limits=limits, now=_now()
             )
-        self.audit.append("enrolled", at=_now(), study=study.digest, cohort=work.cohort, patients=len(work.patients))
-        return Enrolment(self.config.site, study.digest, len(work.patients), __version__)
+        self.audit.append("enrolled", at=_now(), study=study.digest, cohort=cohort, patients=patients)
+        return Enrolment(self.config.site, study.digest, patients, __version__)
 
     def train(self, task: Task) -> Update:
         """Return the site's update for one round: admitted, debited on disk, trained, encoded, in that order.
@@ -146,60 +148,94 @@ class Site:
             Refusal: the policy, the ledger or the update's own bounds say no.
             LocalDataError: the table is missing or breaks the schema.
         """
-        from fedward_client.trainer import train_round  # noqa: PLC0415  (torch: a roll call does without)
-
-        work = self._admitted(task.study)
-        steps = 0
-        if isinstance(task.study.privacy, DpSgd):
-            steps = self._debit(work, task.round)
-        if task.weights is None:
+        study, weights = task.study, task.weights
+        if weights is None:
             raise Refusal(RefusalCode.MESSAGE_INVALID, "a training task without a model")
-        change, loss = train_round(task.study, work.patients, task.weights, site=self.config.site, round_=task.round)
-        weight = self._weight(task.study, len(work.patients))
-        values = _encoded(change, weight, task.study.aggregation.update_bound)
-        digest = hashlib.sha256(values.tobytes()).hexdigest()
-        study = task.study.digest
-        self.audit.append("released", at=_now(), study=study, round=task.round, sha256=digest, bytes=values.nbytes)
+        cohort, approved = self._permit(task)
+        with self._opened(study, cohort, approved) as session:
+            steps = self._debit(study, cohort, session.facts.identities, task.round)
+            trained = session.train(task.round, weights)
+        measured = {} if math.isnan(trained.loss) else {"loss": trained.loss}
+        weight = _weight(study, session.facts.patients)
+        values = _encoded(trained.change, weight, study.aggregation.update_bound)
+        sha256 = hashlib.sha256(values.tobytes()).hexdigest()
+        self._release(study, cohort, task.round, sha256, values.nbytes)
         return Update(
             site=self.config.site,
-            digest=task.study.digest,
+            digest=study.digest,
             round=task.round,
             weight=weight,
             steps=steps,
             values=values,
-            metrics={} if math.isnan(loss) else {"loss": loss},
+            metrics=metrics_that_leave(study, self.config.policy, measured),
         )
 
-    def _debit(self, work: _Work, round_: int) -> int:
-        """Debit one round, in the ledger and then in the log; return the steps spent so far.
+    def _debit(self, study: Study, cohort: str, identities: npt.NDArray[np.uint8], round_: int) -> int:
+        """Debit one round, in the ledger and in the log; return the noised steps spent so far, 0 without privacy."""
+        if not isinstance(study.privacy, DpSgd):
+            return 0
+        limits = self._limits(study.privacy)
+        return self.budget.reserve(
+            cohort=cohort, study=study.digest, identities=identities, round_=round_, limits=limits, now=_now()
+        )
 
-        What the log says was debited is therefore in the ledger, unless an old copy of the ledger was put back
-        (`fedward_client.audit.missing_reservations`).
+    def _release(self, study: Study, cohort: str, round_: int, sha256: str, size: int) -> None:
+        """Note what leaves, before it does: in the ledger and in the log, without privacy in the log alone."""
+        digest = study.digest
+        if isinstance(study.privacy, DpSgd):
+            self.budget.commit(cohort=cohort, study=digest, round_=round_, sha256=sha256, size=size, now=_now())
+        else:
+            facts = {"study": digest, "cohort": cohort, "sha256": sha256}
+            self.audit.append("released", at=_now(), round=round_, bytes=size, **facts)
+
+    def _limits(self, privacy: DpSgd) -> Limits:
+        policy = self.config.policy
+        epsilon = min(privacy.epsilon, policy.max_epsilon_per_study)
+        return Limits(epsilon=epsilon, lifetime=policy.max_epsilon_lifetime, delta=policy.max_delta)
+
+    def _permit(self, task: Task) -> tuple[str, str]:
+        """Return the cohort that the study was approved for and its fingerprint then; no data is opened.
+
+        Raises:
+            Refusal: the policy or the hospital's staff says no, or has not said yes.
         """
-        study = work.study.digest
-        steps = self.ledger.reserve(cohort=work.cohort, study=study, round_=round_, now=_now())
-        self.audit.append("reserved", at=_now(), study=study, cohort=work.cohort, round=round_, steps=steps)
-        return steps
+        study, policy, now = task.study, self.config.policy, datetime.now(UTC)
+        try:
+            admit(study, self.config.site, policy, signatures=task.signatures, now=local_time(policy, now))
+        except Refusal as refusal:
+            if refusal.reason not in UNTRUSTED:
+                self._propose(task)
+            raise
+        rule = Rule(policy.approvals_needed, policy.approval_days)
+        found = standing(self.approvals.decisions(study.digest), rule, now)
+        if found.state != "approved":
+            self._propose(task)
+            raise Refusal(RefusalCode.AWAITING_APPROVAL, found.reason)
+        admit_use(study, found.cohort, policy)
+        return found.cohort, found.fingerprint
 
-    def _admitted(self, study: Study) -> _Work:
-        admit(study, self.config.site, self.config.policy)
-        decision = self.approvals.decision(study.digest)
-        if decision is None or decision.answer != "approved":
-            if self.approvals.propose(study):
-                self.audit.append("proposed", at=_now(), study=study.digest, name=study.name)
-            raise Refusal(RefusalCode.AWAITING_APPROVAL)
-        if decision.cohort not in self.config.cohorts:
+    def _propose(self, task: Task) -> None:
+        """Keep a study of somebody trusted, with the signatures that count here, for the staff to look at."""
+        study, trusted = task.study, self.config.policy.signers
+        if self.approvals.propose(study, [s for s in task.signatures if signers_of(study, [s], trusted)]):
+            self.audit.append("proposed", at=_now(), study=study.digest, name=study.name)
+
+    @contextmanager
+    def _opened(self, study: Study, cohort: str, approved: str) -> Iterator[Session]:
+        """Open the cohort, if it is what was approved and large enough."""
+        if cohort not in self.config.cohorts:
             raise Refusal(RefusalCode.COHORT_MISSING)
-        cohort = open_cohort(self.config.cohorts[decision.cohort], study.cohort, self.home)
-        if cohort.fingerprint() != decision.fingerprint:
-            raise Refusal(RefusalCode.AWAITING_APPROVAL, "the cohort changed since it was approved")
-        patients = cohort.patients(study.cohort.max_rows_per_patient)
-        admit_cohort(len(patients), self.config.policy)
-        return _Work(study, decision.cohort, patients)
+        entry, resources = self.config.cohorts[cohort], self.config.policy.resources
+        job = Job(self.home, self.config.site, entry, study, approved, resources)
+        with self._worker.open(job) as session:
+            if session.facts.fingerprint != approved:
+                raise Refusal(RefusalCode.AWAITING_APPROVAL, "the cohort changed since it was approved")
+            admit_cohort(session.facts.patients, self.config.policy)
+            yield session
 
-    @staticmethod
-    def _weight(study: Study, patients: int) -> int:
-        return min(patients, study.aggregation.max_weight) if study.aggregation.weighting == "patients" else 1
+
+def _weight(study: Study, patients: int) -> int:
+    return min(patients, study.aggregation.max_weight) if study.aggregation.weighting == "patients" else 1
 
 
 def _encoded(change: npt.NDArray[np.float32], weight: int, bound: float) -> npt.NDArray[np.int64]:

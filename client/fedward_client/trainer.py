@@ -24,7 +24,7 @@ Gradients = tuple[torch.Tensor, ...]
 
 
 def train_round(
-    study: Study, patients: Patients, weights: npt.NDArray[np.float32], *, site: str, round_: int
+    study: Study, patients: Patients, weights: npt.NDArray[np.float32], *, site: str, round_: int, threads: int = 1
 ) -> tuple[npt.NDArray[np.float32], float]:
     """Return the change of the packed weights, shape (parameters,), and the mean loss of the steps' patients.
 
@@ -39,8 +39,9 @@ def train_round(
         weights: the global model, packed.
         site: the hospital's name, part of the seed.
         round_: 1-based, part of the seed.
+        threads: of the arithmetic; with another number the last bits of the result may differ.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     model = build_model(study)
     load_weights(model, weights)
     private = study.privacy if isinstance(study.privacy, DpSgd) else None

@@ -1,4 +1,4 @@
-"""Throw-away certificate authorities, server certificates and node keys.
+"""Certificate authorities, server certificates and node keys.
 
 A site trusts the coordinator through one CA file and is known to it by one elliptic-curve key (P-384). The
 functions here make, write and load these; they know nothing of sockets. Every private key is written with mode
@@ -7,6 +7,7 @@ functions here make, write and load these; they know nothing of sockets. Every p
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import ipaddress
 import os
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -24,15 +26,24 @@ from fedward_common.errors import InstallationError
 __all__ = [
     "Authority",
     "ServerCertificate",
+    "certificate_expiry",
+    "certificate_hosts",
     "create_authority",
     "create_node_key",
+    "fingerprint",
     "issue_server_certificate",
+    "issued_by",
+    "load_authority",
     "load_node_key",
+    "node_public_key",
     "public_key_bytes",
+    "sign_as_node",
+    "verify_as_node",
     "write_private",
 ]
 
 LOOPBACK: tuple[str, ...] = ("127.0.0.1", "::1", "localhost")
+_CONTEXT = b"fedward node signature v1\x00"  # Flower signs time stamps with the same key
 _CLOCK_ALLOWANCE = dt.timedelta(minutes=10)  # a client whose clock runs late still accepts a fresh certificate
 
 
@@ -49,6 +60,10 @@ class Authority:
     def certificate_pem(self) -> bytes:
         """Return what a site needs to trust this authority, as PEM."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def key_pem(self) -> bytes:
+        """Return the private key as PEM; whoever has it can be any server."""
+        return _private_pem(self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +122,66 @@ def issue_server_certificate(
     return ServerCertificate(certificate.public_bytes(serialization.Encoding.PEM), _private_pem(key))
 
 
+def load_authority(certificate: Path, key: Path) -> Authority:
+    """Return the authority whose certificate and private key are in these PEM files.
+
+    Raises:
+        InstallationError: a file is missing, is no such thing, or the two do not belong together.
+    """
+    try:
+        parsed = x509.load_pem_x509_certificate(certificate.read_bytes())
+        private = serialization.load_pem_private_key(key.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        msg = f"{certificate} and {key} are no certificate authority"
+        raise InstallationError(msg, remedy="restore both files from the backup of the centre's folder") from error
+    if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != parsed.public_key():
+        msg = f"{key} is not the key of {certificate}"
+        raise InstallationError(msg, remedy="restore both files from the same backup")
+    return Authority(parsed, private)
+
+
+def fingerprint(certificate_pem: bytes) -> str:
+    """Return the SHA-256 of a certificate's DER form as 64 lower-case hexadecimal digits.
+
+    Raises:
+        ValueError: the bytes are no PEM certificate.
+    """
+    return x509.load_pem_x509_certificate(certificate_pem).fingerprint(hashes.SHA256()).hex()
+
+
+def certificate_expiry(certificate_pem: bytes) -> dt.datetime:
+    """Return the instant (UTC) after which a certificate is no longer valid.
+
+    Raises:
+        ValueError: the bytes are no PEM certificate.
+    """
+    return x509.load_pem_x509_certificate(certificate_pem).not_valid_after_utc
+
+
+def certificate_hosts(certificate_pem: bytes) -> list[str]:
+    """Return the names and addresses that a server's certificate is for.
+
+    Raises:
+        ValueError: the bytes are no PEM certificate.
+    """
+    parsed = x509.load_pem_x509_certificate(certificate_pem)
+    try:
+        names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [str(name.value) for name in names]
+
+
+def issued_by(certificate_der: bytes, authority_pem: bytes) -> bool:
+    """Return whether the authority itself signed this certificate; dates and names of hosts are not looked at."""
+    try:
+        authority = x509.load_pem_x509_certificate(authority_pem)
+        x509.load_der_x509_certificate(certificate_der).verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
 def create_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """Create a site's P-384 key in the PEM file `path` (mode 0600) and return it.
 
@@ -142,6 +217,43 @@ def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
 def public_key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
     """Return the public half as PEM; these exact bytes are what the coordinator registers."""
     return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def node_public_key(pem: str) -> bytes:
+    """Return a node's public key in the one PEM form that is registered.
+
+    Raises:
+        ValueError: the text is no P-384 public key.
+    """
+    key = _public_key(pem.encode("ascii", "replace"))
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def sign_as_node(key: ec.EllipticCurvePrivateKey, payload: bytes) -> str:
+    """Return the node key's signature (ECDSA, SHA-384) over `payload`, bound to this use, as base64url text."""
+    return base64.urlsafe_b64encode(key.sign(_CONTEXT + payload, ec.ECDSA(hashes.SHA384()))).decode("ascii")
+
+
+def verify_as_node(public_pem: bytes, payload: bytes, signature: str) -> bool:
+    """Return whether `signature` was made by `sign_as_node` with this key over exactly these bytes."""
+    try:
+        raw = base64.urlsafe_b64decode(signature)
+        _public_key(public_pem).verify(raw, _CONTEXT + payload, ec.ECDSA(hashes.SHA384()))
+    except (ValueError, InvalidSignature):
+        return False
+    return True
+
+
+def _public_key(pem: bytes) -> ec.EllipticCurvePublicKey:
+    try:
+        key = serialization.load_pem_public_key(pem)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        msg = "no public key"
+        raise ValueError(msg) from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        msg = "no P-384 public key"
+        raise ValueError(msg)  # noqa: TRY004  (bytes of the wrong content, not an argument of the wrong type)
+    return key
 
 
 def write_private(path: Path, data: bytes) -> None:

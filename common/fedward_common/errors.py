@@ -13,6 +13,7 @@ Roots name whose fault it is; leaves name what the reader does next::
     ├── CoordinatorError         the centre sent, or did, something wrong
     │   ├── RejectedReply        one reply fails the gatekeeper's checks
     │   └── QuorumLostError      too few sites are left to go on
+    ├── EnrolmentError           the centre does not admit this site, with a code (`EnrolmentCode`)
     ├── TransportError           the wire: try again
     └── InstallationError        this computer lacks something
 
@@ -29,6 +30,8 @@ from typing import ClassVar, Final
 
 __all__ = [
     "CoordinatorError",
+    "EnrolmentCode",
+    "EnrolmentError",
     "FedwardError",
     "InstallationError",
     "LocalDataError",
@@ -42,6 +45,7 @@ __all__ = [
     "StudyError",
     "TransportError",
     "UnknownKeyError",
+    "refusal_of",
 ]
 
 
@@ -117,14 +121,24 @@ class RefusalCode(StrEnum):
     PRIVACY_REQUIRED = "privacy_required"
     POLICY_LIMIT = "policy_limit"
     BUDGET_EXCEEDED = "budget_exceeded"
+    BUDGET_UNTRUSTED = "budget_untrusted"
+    AUDIT_UNTRUSTED = "audit_untrusted"
     STUDY_CHANGED = "study_changed"
     STUDY_INVALID = "study_invalid"
     SITE_NOT_NAMED = "site_not_named"
+    STUDY_UNSIGNED = "study_unsigned"
+    SIGNER_UNKNOWN = "signer_unknown"
+    SIGNATURE_INVALID = "signature_invalid"
+    STUDY_NOT_ALLOWED = "study_not_allowed"
+    SECURE_AGGREGATION_REQUIRED = "secure_aggregation_required"
+    OUTSIDE_HOURS = "outside_hours"
     AWAITING_APPROVAL = "awaiting_approval"
     ROUND_REPLAYED = "round_replayed"
     ROUND_OUT_OF_RANGE = "round_out_of_range"
     MODEL_MISMATCH = "model_mismatch"
     MESSAGE_INVALID = "message_invalid"
+    PROTOCOL_MISMATCH = "protocol_mismatch"
+    COHORT_NOT_ALLOWED = "cohort_not_allowed"
     COHORT_MISSING = "cohort_missing"
     COHORT_MISMATCH = "cohort_mismatch"
     COHORT_EMPTY = "cohort_empty"
@@ -136,6 +150,8 @@ class RefusalCode(StrEnum):
     MESSAGE_TOO_LARGE = "message_too_large"
     TASK_TIMED_OUT = "task_timed_out"
     TASK_CRASHED = "task_crashed"
+    TASK_OUT_OF_MEMORY = "task_out_of_memory"
+    TASK_DENIED = "task_denied"
     INTERNAL = "internal_error"
 
 
@@ -180,6 +196,19 @@ class Refusal(FedwardError):  # noqa: N818  (a decision, not a fault)
         return f"{self.reason.value} {tail}".strip()
 
 
+def refusal_of(error: FedwardError) -> Refusal:
+    """Return what a site says when `error` keeps it from its work: a code; the message is for its own log."""
+    match error:
+        case Refusal():
+            return error
+        case SchemaMismatchError():
+            return Refusal(RefusalCode.COHORT_MISMATCH, error.message, fields={"rule_count": len(error.counts)})
+        case LocalDataError():
+            return Refusal(RefusalCode.COHORT_MISSING, error.message, remedy=error.remedy)
+        case _:
+            return Refusal(RefusalCode.INTERNAL, error.message, remedy=error.remedy)
+
+
 class CoordinatorError(FedwardError):
     """The centre sent, or did, something wrong."""
 
@@ -200,6 +229,40 @@ class QuorumLostError(CoordinatorError):
     """Fewer sites answered than the study's quorum; no model comes of this round."""
 
     code = "quorum_lost"
+
+
+class EnrolmentCode(StrEnum):
+    """Why the centre does not enrol a site or renew its key."""
+
+    REQUEST_INVALID = "request_invalid"
+    RATE_LIMITED = "rate_limited"
+    CLOCK_SKEW = "clock_skew"
+    INVITE_UNKNOWN = "invite_unknown"
+    INVITE_USED = "invite_used"
+    INVITE_EXPIRED = "invite_expired"
+    NAME_MISMATCH = "name_mismatch"
+    SIGNATURE_INVALID = "signature_invalid"
+    KEY_KNOWN = "key_known"
+    KEY_UNKNOWN = "key_unknown"
+    KEY_EXPIRED = "key_expired"
+    SITE_REVOKED = "site_revoked"
+    FINGERPRINT_MISMATCH = "fingerprint_mismatch"
+
+
+class EnrolmentError(FedwardError):
+    """The centre and this site do not come together; nothing was changed at either.
+
+    Args:
+        reason: from the closed list `EnrolmentCode`.
+        message: see `FedwardError`.
+        remedy: see `FedwardError`.
+    """
+
+    code = "not_enrolled"
+
+    def __init__(self, reason: EnrolmentCode, message: str, *, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.reason = reason
 
 
 class TransportError(FedwardError):

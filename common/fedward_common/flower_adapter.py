@@ -21,9 +21,21 @@ from fedward_common.errors import InstallationError
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
-__all__ = ["SUPPORTED_FLOWER", "assume_identity", "check_flower_version", "detached_message", "quieten"]
+__all__ = [
+    "ANNOUNCEMENT_BYTES",
+    "INLINE_BYTES",
+    "SUPPORTED_FLOWER",
+    "assume_identity",
+    "check_flower_version",
+    "detached_message",
+    "quieten",
+]
 
 SUPPORTED_FLOWER: Final = "1.41."
+INLINE_BYTES: Final = 256 * 1024
+"""Content of at most so many bytes travels inside the announcement of its message; larger content as objects."""
+ANNOUNCEMENT_BYTES: Final = 1 << 20
+"""Largest announcement that a site may send: small content, or the tree of some thousand objects."""
 _ONE_DAY_S = 86_400.0
 
 

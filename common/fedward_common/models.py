@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fedward_common.canonical import canonical_json
 from fedward_common.study import Linear, Mlp, Study
-from fedward_common.tables import feature_names
+from fedward_common.tables import feature_count
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ _FACTORIES: Final[dict[type, Callable[[Any, int], nn.Module]]] = {Linear: _linea
 
 def _shapes(study: Study) -> list[tuple[str, tuple[int, ...]]]:
     """Return names and shapes without torch, in the order of `Module.named_parameters`."""
-    widths = [len(feature_names(study.cohort)), *(study.model.hidden if isinstance(study.model, Mlp) else ()), 1]
+    widths = [feature_count(study.cohort), *(study.model.hidden if isinstance(study.model, Mlp) else ()), 1]
     shapes: list[tuple[str, tuple[int, ...]]] = []
     for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         shapes += [(f"{2 * index}.weight", (outputs, inputs)), (f"{2 * index}.bias", (outputs,))]
@@ -90,7 +90,7 @@ def parameter_spec(study: Study) -> ParameterSpec:
 
 def build_model(study: Study) -> nn.Module:
     """Return the study's network: input (…, features), output (…, 1) logits. Its weights are not yet set."""
-    return _FACTORIES[type(study.model)](study.model, len(feature_names(study.cohort)))
+    return _FACTORIES[type(study.model)](study.model, feature_count(study.cohort))
 
 
 def initial_weights(study: Study) -> npt.NDArray[np.float32]:

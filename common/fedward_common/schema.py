@@ -11,7 +11,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fedward_common.contract import Contract, quantity
 
-__all__ = ["CategoricalColumn", "CohortSchema", "Column", "Label", "NumericColumn"]
+__all__ = ["CategoricalColumn", "CohortSchema", "Column", "ImageColumn", "Label", "NumericColumn"]
+
+_MOST_PIXELS = 65_536
 
 _LARGEST = 1e15
 """Numbers of a schema stay exact in a float64, and their differences finite."""
@@ -98,7 +100,47 @@ class CategoricalColumn(Contract):
         return tuple((value,) for value in shown)
 
 
-Column = Annotated[NumericColumn | CategoricalColumn, Field(discriminator="kind")]
+class ImageColumn(Contract):
+    """A picture: the cell names a PNG, JPEG or DICOM file in the cohort's folder. Each pixel is one feature.
+
+    Pixels are read row by row, the channels of one beside each other, and scaled to [-1, 1] by the declared range as
+    a number's is. A DICOM file gives its stored values times RescaleSlope plus RescaleIntercept (DICOM PS3.3,
+    C.11.1), MONOCHROME1 turned over within the range that its stored bits can hold.
+    """
+
+    kind: Literal["image"] = "image"
+    unit: str = quantity("unit of a pixel's value: grey level, HU for CT, …", min_length=1, max_length=40)
+    height: int = quantity("rows of pixels", "pixels", ge=1, le=1024)
+    width: int = quantity("columns of pixels", "pixels", ge=1, le=1024)
+    channels: Literal[1, 3] = quantity("values of a pixel: 1, grey; 3, red, green and blue", default=1)
+    minimum: float = quantity("value that becomes -1, in `unit`", ge=-_LARGEST, le=_LARGEST)
+    maximum: float = quantity("value that becomes 1, in `unit`", ge=-_LARGEST, le=_LARGEST)
+    outside: Literal["reject", "clip"] = quantity(
+        "values outside the range: reject, they break the schema; clip, they become the nearest that is in it, as a "
+        "window of CT does",
+        default="reject",
+    )
+    resize: Literal["no", "stretch", "fit"] = quantity(
+        "pictures of another size: no, they break the schema; stretch, made to fit; fit, made to fit with their "
+        "proportions kept, in the middle, the rest filled with `minimum`. Each new pixel is the mean of the area it "
+        "covers; where it covers less than one, that one's value",
+        default="no",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.minimum >= self.maximum:
+            msg = f"minimum {self.minimum} {self.unit} must be below maximum {self.maximum} {self.unit}"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def size(self) -> int:
+        """Number of features."""
+        return self.height * self.width * self.channels
+
+
+Column = Annotated[NumericColumn | CategoricalColumn | ImageColumn, Field(discriminator="kind")]
 
 
 class Label(Contract):
@@ -154,4 +196,13 @@ class CohortSchema(Contract):
         if self.patient is not None and self.patient in self.columns:
             msg = f"the patient identifier {self.patient!r} is also listed as a feature"
             raise ValueError(msg)
+        pixels = sum(column.size for column in self.images.values())
+        if pixels > _MOST_PIXELS:
+            msg = f"the images have {pixels} pixel values together, at most {_MOST_PIXELS} are possible"
+            raise ValueError(msg)
         return self
+
+    @property
+    def images(self) -> dict[str, ImageColumn]:
+        """The columns that are pictures, by name."""
+        return {name: column for name, column in self.columns.items() if isinstance(column, ImageColumn)}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
+import re
 from pathlib import Path
+from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
@@ -12,9 +15,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from fedward_common.errors import SignatureError
 
-__all__ = ["create_key", "load_private_key", "load_public_key", "public_text", "sign", "verify"]
+__all__ = [
+    "create_key",
+    "is_public_key",
+    "key_fingerprint",
+    "load_private_key",
+    "load_public_key",
+    "public_text",
+    "sign",
+    "verify",
+]
 
 _CONTEXT = b"fedward study signature v1\x00"
+_SIGNATURE: Final = re.compile(r"[A-Za-z0-9_-]{86}==", re.ASCII)
+_PUBLIC: Final = re.compile(r"ed25519:([A-Za-z0-9_-]{43})", re.ASCII)
 
 
 def create_key(path: Path) -> Ed25519PrivateKey:
@@ -63,13 +77,31 @@ def load_public_key(text: str) -> Ed25519PublicKey:
     Raises:
         SignatureError: the text is no such key.
     """
-    prefix, _, body = text.strip().partition(":")
+    match = _PUBLIC.fullmatch(text.strip())
     try:
-        raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
-        return Ed25519PublicKey.from_public_bytes(raw if prefix == "ed25519" else b"")
+        return Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(f"{match[1]}=") if match else b"")
     except ValueError as error:
         msg = "not an Ed25519 public key"
         raise SignatureError(msg, remedy="expected ed25519:… as written in the .pub file") from error
+
+
+def is_public_key(text: str) -> bool:
+    """Return whether `text` is exactly what `public_text` writes for some key."""
+    try:
+        return public_text(load_public_key(text)) == text
+    except SignatureError:
+        return False
+
+
+def key_fingerprint(text: str) -> str:
+    """Return the fingerprint of a public key, ``sha256:`` and the SHA-256 of its 32 bytes in hexadecimal.
+
+    Two people can compare it over the telephone; a policy may hold it in place of the key.
+
+    Raises:
+        SignatureError: the text is no key written by `public_text`.
+    """
+    return "sha256:" + hashlib.sha256(load_public_key(text).public_bytes_raw()).hexdigest()
 
 
 def sign(key: Ed25519PrivateKey, payload: bytes) -> str:
@@ -84,7 +116,8 @@ def verify(key: Ed25519PublicKey, payload: bytes, signature: str) -> None:
         SignatureError: it is not.
     """
     try:
-        key.verify(base64.urlsafe_b64decode(signature), _CONTEXT + payload)
+        raw = base64.urlsafe_b64decode(signature) if _SIGNATURE.fullmatch(signature) else b""
+        key.verify(raw, _CONTEXT + payload)
     except (InvalidSignature, ValueError) as error:
         msg = "the signature does not belong to this study and this key"
         raise SignatureError(

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fedward_common.errors import SignatureError, StudyError
-from fedward_common.signing import load_public_key, public_text, sign, verify
+from fedward_common.signing import key_fingerprint, load_public_key, public_text, sign, verify
 from fedward_common.study import Study
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-__all__ = ["Signature", "StudyFile", "read_study_file"]
+__all__ = ["MAX_SIGNATURES", "Signature", "StudyFile", "read_study_file"]
 
 MAX_BYTES: Final = 4 << 20
+MAX_SIGNATURES: Final = 8
+"""A study carries no more: each is verified wherever the study is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,35 @@ class StudyFile:
     signatures: tuple[Signature, ...] = ()
 
     def signed(self, key: Ed25519PrivateKey) -> StudyFile:
-        """Return the file with `key`'s signature added, or renewed."""
+        """Return the file with `key`'s signature added, or renewed.
+
+        Raises:
+            SignatureError: it carries `MAX_SIGNATURES` others already.
+        """
         mine = public_text(key.public_key())
         others = tuple(s for s in self.signatures if s.key != mine)
+        if len(others) >= MAX_SIGNATURES:
+            msg = f"the study carries {MAX_SIGNATURES} signatures already"
+            raise SignatureError(msg, remedy="compose it anew, and let fewer sign it")
         return replace(self, signatures=(*others, Signature(mine, sign(key, self.study.canonical()))))
+
+    def signed_by(self, trusted: Sequence[str]) -> tuple[str, ...]:
+        """Return those of `trusted` who signed exactly this study, in the order of `trusted`.
+
+        Args:
+            trusted: public keys as text, or their fingerprints.
+
+        Raises:
+            SignatureError: a signature that bears a trusted key is not that key's over this study.
+        """
+        wanted = set(trusted)
+        found = set()
+        for signature in self.signatures:
+            names = wanted & _names_of(signature.key)
+            if names:
+                verify(load_public_key(signature.key), self.study.canonical(), signature.signature)
+                found |= names
+        return tuple(key for key in trusted if key in found)
 
     def verify(self, trusted: Sequence[str]) -> str:
         """Return the first of the `trusted` public keys that signed exactly this study.
@@ -47,10 +74,8 @@ class StudyFile:
         Raises:
             SignatureError: none did, or a signature of theirs is wrong.
         """
-        for signature in self.signatures:
-            if signature.key in trusted:
-                verify(load_public_key(signature.key), self.study.canonical(), signature.signature)
-                return signature.key
+        for signer in self.signed_by(trusted):
+            return signer
         msg = "no trusted key signed this study"
         raise SignatureError(msg, remedy="fedward study sign FILE --key KEY, and trust the key in KEY.pub")
 
@@ -62,6 +87,14 @@ class StudyFile:
             "signatures": [{"key": s.key, "signature": s.signature} for s in self.signatures],
         }
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _names_of(key: str) -> set[str]:
+    """Return what a trusting party may have written for `key`; nothing for what is no key."""
+    try:
+        return {public_text(load_public_key(key)), key_fingerprint(key)}
+    except SignatureError:
+        return set()
 
 
 def read_study_file(path: Path) -> StudyFile:
@@ -80,8 +113,8 @@ def read_study_file(path: Path) -> StudyFile:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         msg = f"{path} is no study file"
         raise StudyError(msg, remedy="fedward study compose writes one") from error
-    if not isinstance(study, dict):
-        msg = f"{path} holds no study"
+    if not isinstance(study, dict) or len(signatures) > MAX_SIGNATURES:
+        msg = f"{path} holds no study" if not isinstance(study, dict) else f"{path} has too many signatures"
         raise StudyError(msg)
     parsed = Study.of(study, where=str(path))
     if parsed.digest != stated:

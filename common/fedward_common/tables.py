@@ -6,6 +6,8 @@ schema is rejected whole, with the number of broken rows for each rule and never
 
 from __future__ import annotations
 
+import itertools
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +19,27 @@ import numpy.typing as npt
 
 from fedward_common.contract import nearest
 from fedward_common.errors import LocalDataError, SchemaMismatchError
-from fedward_common.schema import CategoricalColumn, CohortSchema, NumericColumn, Scalar
+from fedward_common.schema import CategoricalColumn, CohortSchema, ImageColumn, NumericColumn, Scalar
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Rows", "complete_rows", "encode", "feature_names", "read_table"]
+    from fedward_common.images import ImageFolder
+
+__all__ = [
+    "Rows",
+    "complete_rows",
+    "encode",
+    "feature_count",
+    "feature_names",
+    "identifier_text",
+    "read_table",
+    "refuse_repeated",
+]
 
 _READERS: Final = {".csv": "csv", ".data": "csv", ".gz": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet"}
 _NOT_A_NUMBER: Final = ": not a number"
+_WRITTEN_AS_FLOAT: Final = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +67,15 @@ class Rows:
 
 
 def feature_names(schema: CohortSchema) -> tuple[str, ...]:
-    """Return the names of the encoded features, in order; one name is one input of the model."""
+    """Return the names of the encoded features, in order; one name is one input of the model.
+
+    A pixel is ``scan[row,column]``, in colour ``scan[row,column,channel]``, each counted from 0.
+    """
     names: list[str] = []
     for name, column in schema.columns.items():
+        if isinstance(column, ImageColumn):
+            names.extend(f"{name}[{place}]" for place in _pixels(column))
+            continue
         if isinstance(column, NumericColumn):
             names.append(name)
         else:
@@ -63,6 +83,23 @@ def feature_names(schema: CohortSchema) -> tuple[str, ...]:
         if column.missing:
             names.append(f"{name} missing")
     return tuple(names)
+
+
+def feature_count(schema: CohortSchema) -> int:
+    """Return the number of encoded features: of the model's inputs."""
+    return sum(_width(column) for column in schema.columns.values())
+
+
+def _width(column: NumericColumn | CategoricalColumn | ImageColumn) -> int:
+    if isinstance(column, ImageColumn):
+        return column.size
+    return (len(column.indicators) if isinstance(column, CategoricalColumn) else 1) + column.missing
+
+
+def _pixels(column: ImageColumn) -> list[str]:
+    channels = [f",{channel}" for channel in range(column.channels)] if column.channels > 1 else [""]
+    places = itertools.product(range(column.height), range(column.width), channels)
+    return [f"{row},{across}{channel}" for row, across, channel in places]
 
 
 def read_table(path: Path, *, names: Sequence[str] | None = None) -> pd.DataFrame:
@@ -73,7 +110,7 @@ def read_table(path: Path, *, names: Sequence[str] | None = None) -> pd.DataFram
         names: the columns of a file without a header line.
 
     Raises:
-        LocalDataError: no such file, an unknown ending, or not a table.
+        LocalDataError: no such file, an unknown ending, not a table, or two columns of one name.
     """
     import pandas as pd  # noqa: PLC0415  (a second of start-up that training children do not need)
 
@@ -85,17 +122,7 @@ def read_table(path: Path, *, names: Sequence[str] | None = None) -> pd.DataFram
     try:
         if kind == "parquet":
             return pd.read_parquet(path)
-        separator = "\t" if kind == "tsv" else ","
-        header = None if names else 0
-        frame = pd.read_csv(
-            path,
-            sep=separator,
-            dtype=str,
-            keep_default_na=False,
-            header=header,
-            names=list(names) if names else None,
-            skipinitialspace=True,
-        )
+        frame = _read_delimited(path, "\t" if kind == "tsv" else ",", names)
     except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas and pyarrow; the last two: a broken .gz
         msg = f"{path.name} cannot be read as a table ({type(error).__name__})"
         raise LocalDataError(msg, remedy=remedy) from error
@@ -105,17 +132,68 @@ def read_table(path: Path, *, names: Sequence[str] | None = None) -> pd.DataFram
     return frame
 
 
-def encode(frame: pd.DataFrame, schema: CohortSchema) -> Rows:
+def _read_delimited(path: Path, separator: str, names: Sequence[str] | None) -> pd.DataFrame:
+    import pandas as pd  # noqa: PLC0415  (see read_table)
+
+    options: Any = {"sep": separator, "dtype": str, "keep_default_na": False, "skipinitialspace": True}
+    head = list(names) if names else pd.read_csv(path, header=None, nrows=1, **options).iloc[0].tolist()
+    refuse_repeated(head, path.name)  # pandas would rename the second one without a word
+    frame: pd.DataFrame = pd.read_csv(path, header=None if names else 0, names=head if names else None, **options)
+    return frame
+
+
+def refuse_repeated(names: Sequence[str], where: str) -> None:
+    """Return if each column has a name of its own; nameless ones do not count, since nothing can ask for them.
+
+    Args:
+        names: the columns' names, in order. They are not shown: in a file without a header line they are values.
+        where: the file or query to name.
+
+    Raises:
+        LocalDataError: with the positions, counted from 1.
+    """
+    first: dict[str, int] = {}
+    for place, name in enumerate(names, start=1):
+        if name and first.setdefault(name, place) != place:
+            msg = f"{where}: columns {first[name]} and {place} have the same name"
+            remedy = "rename one of them at the source; a file without a header line needs names: --columns a,b,c"
+            raise LocalDataError(msg, remedy=remedy)
+
+
+def identifier_text(cell: object) -> str:
+    """Return an identifier as it names its patient: ``007`` is not ``7``, but a table's ``7.0`` is.
+
+    Spreadsheets and data frames write whole numbers with a fraction as soon as one cell of the column is empty.
+    """
+    text = str(cell).strip()
+    whole = _WRITTEN_AS_FLOAT.fullmatch(text)
+    return whole[1] if whole else text
+
+
+def encode(frame: pd.DataFrame, schema: CohortSchema, images: ImageFolder | None = None) -> Rows:
     """Return the rows of `frame` as numbers, if every one of them keeps the schema.
 
     Rows of one patient keep one code, whatever their order. Columns that the schema does not name are ignored.
 
+    Args:
+        frame: rows as `read_table` gives them.
+        schema: what the study declares.
+        images: the folder of the files that the schema's image columns name.
+
     Raises:
         SchemaMismatchError: a column is missing or rows break a rule; its `counts` name rule and number.
+        LocalDataError: the schema has an image column, and there is no folder.
     """
     usable = complete_rows(frame, schema)
     parsed, counts = _parse(usable, schema)
     counts |= _violations(parsed, schema, counts)
+    pixels: dict[str, npt.NDArray[np.float32]] = {}
+    for name, column in schema.images.items():
+        if images is None:
+            msg = f"column {name!r} holds pictures, and this cohort is no folder of images"
+            raise LocalDataError(msg, remedy="register the folder: fedward client cohort add NAME --images FOLDER")
+        pixels[name], broken = images.pixels(list(parsed[name]), column)
+        counts |= {f"{name}: {rule}": number for rule, number in broken.items()}
     if counts:
         listing = "; ".join(f"{rule}: {number} rows" for rule, number in counts.items())
         msg = f"{len(counts)} rules of the schema are broken ({listing})"
@@ -125,7 +203,7 @@ def encode(frame: pd.DataFrame, schema: CohortSchema) -> Rows:
     codes, identifiers = _patients(parsed, schema)
     positive = _comparable(schema.label.positive, schema.label.vocabulary)
     return Rows(
-        features=_matrix(parsed, schema),
+        features=_matrix(parsed, schema, pixels),
         labels=np.asarray(parsed[schema.label.column].isin(positive), dtype=np.int64),
         patients=codes,
         identifiers=identifiers,
@@ -201,11 +279,14 @@ def _parse(frame: pd.DataFrame, schema: CohortSchema) -> tuple[pd.DataFrame, dic
         parsed[name] = numbers
 
     for name, column in schema.columns.items():
-        numeric = isinstance(column, NumericColumn) or all(_is_number(value) for value in column.categories)
-        take(name, numeric=numeric, marks=column.missing_marks)
+        numeric = isinstance(column, NumericColumn) or (
+            isinstance(column, CategoricalColumn) and all(_is_number(value) for value in column.categories)
+        )
+        take(name, numeric=numeric, marks=() if isinstance(column, ImageColumn) else column.missing_marks)
     take(schema.label.column, numeric=all(_is_number(v) for v in schema.label.vocabulary), marks=())
     if schema.patient:
         take(schema.patient, numeric=False, marks=())
+        parsed[schema.patient] = parsed[schema.patient].map(identifier_text, na_action="ignore")
     return pd.DataFrame(parsed), counts
 
 
@@ -247,9 +328,11 @@ def _violations(parsed: pd.DataFrame, schema: CohortSchema, unreadable: Mapping[
     return {}
 
 
-def _pandera_column(name: str, column: NumericColumn | CategoricalColumn) -> Any:
+def _pandera_column(name: str, column: NumericColumn | CategoricalColumn | ImageColumn) -> Any:
     import pandera.pandas as pa  # noqa: PLC0415  (see read_table)
 
+    if isinstance(column, ImageColumn):
+        return pa.Column(None, nullable=False)
     if isinstance(column, CategoricalColumn):
         allowed = _comparable(column.categories, column.categories)
         listed = pa.Check.isin(allowed, error=f"{name}: not one of the categories")
@@ -270,22 +353,30 @@ def _patients(parsed: pd.DataFrame, schema: CohortSchema) -> tuple[npt.NDArray[n
     return codes.astype(np.int64).reshape(-1), tuple(str(name) for name in identifiers)
 
 
-def _matrix(parsed: pd.DataFrame, schema: CohortSchema) -> npt.NDArray[np.float32]:
-    features: list[npt.NDArray[Any]] = []
+def _matrix(
+    parsed: pd.DataFrame, schema: CohortSchema, pixels: Mapping[str, npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float32]:
+    features = np.zeros((len(parsed), feature_count(schema)), dtype=np.float32)
+    start = 0
     for name, column in schema.columns.items():
-        series = parsed[name]
-        if isinstance(column, NumericColumn):
-            filled = series if column.impute is None else series.fillna(column.impute)
-            span = column.maximum - column.minimum
-            scaled = (2 * filled.to_numpy(dtype=float) - column.minimum - column.maximum) / span
-            features.append(scaled.clip(-1.0, 1.0))  # the last bit's rounding
-        else:
-            features.extend(
-                series.isin(_comparable(values, column.categories)).to_numpy(dtype=float)
-                for values in column.indicators
-            )
-        if column.missing:
-            features.append(np.asarray(series.isna(), dtype=float))
-    if not len(parsed):
-        return np.zeros((0, len(feature_names(schema))), dtype=np.float32)
-    return np.stack(features, axis=1).astype(np.float32)
+        end = start + _width(column)
+        features[:, start:end] = pixels[name] if isinstance(column, ImageColumn) else _encoded(parsed[name], column)
+        start = end
+    return features
+
+
+def _encoded(series: pd.Series[Any], column: NumericColumn | CategoricalColumn) -> npt.NDArray[np.float64]:
+    """Return one column's features, shape (rows, features)."""
+    features: list[npt.NDArray[Any]] = []
+    if isinstance(column, NumericColumn):
+        filled = series if column.impute is None else series.fillna(column.impute)
+        span = column.maximum - column.minimum
+        scaled = (2 * filled.to_numpy(dtype=float) - column.minimum - column.maximum) / span
+        features.append(scaled.clip(-1.0, 1.0))  # the last bit's rounding
+    else:
+        features.extend(
+            series.isin(_comparable(values, column.categories)).to_numpy(dtype=float) for values in column.indicators
+        )
+    if column.missing:
+        features.append(np.asarray(series.isna(), dtype=float))
+    return np.stack(features, axis=1)

@@ -3,32 +3,35 @@
 ===========  =========  ==========================================================================
 direction    content    holds
 ===========  =========  ==========================================================================
-to a site    roll call  the study, whole
-to a site    task       the study, the round, the global model (float32, packed)
+to a site    roll call  the study, whole, and its signatures
+to a site    task       the study and its signatures, the round, the global model (float32, packed)
 from a site  enrolment  site, study digest, number of patients, version
 from a site  update     site, study digest, round, weight, noised steps so far, update (int64, packed)
 from a site  refusal    site, a code from `RefusalCode`, allow-listed fields
 ===========  =========  ==========================================================================
 
-Sizes are bounded before anything is decoded. What a site reads wrong is a `Refusal`; what the centre reads
-wrong is a `RejectedReply`.
+Every content is one record, the header; a vector travels inside it as bytes (`fedward_common.packing`), a long one in
+further records. Sizes are bounded before anything is decoded. What a site reads wrong is a `Refusal`; what the centre
+reads wrong is a `RejectedReply`. Both turn another `PROTOCOL` away.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from fedward_common.errors import Refusal, RefusalCode, RejectedReply, StudyError
+from fedward_common.packing import VECTOR_KEYS, pack, part_names, unpack
 from fedward_common.study import Study
+from fedward_common.study_file import MAX_SIGNATURES, Signature
 
 __all__ = [
     "MAX_STUDY_BYTES",
@@ -48,21 +51,25 @@ __all__ = [
     "write_update",
 ]
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 MAX_STUDY_BYTES: Final = 1 << 20
-_NPY_HEADER_BYTES: Final = 1024
 _MAX_TEXT: Final = 256
 _CROSSING: Final = re.compile(r"[a-z_]+( (asked|key|limit|round|rule_count)=[A-Za-z0-9_.+-]{1,64})*")
-_HEADER, _MODEL, _UPDATE, _METRICS = "fedward", "model", "update", "metrics"
+_HEADER: Final = "fedward"
+_MODEL, _UPDATE = np.dtype("<f4"), np.dtype("<i8")
+_METRICS: Final = frozenset({"loss"})
+_ENROLMENT_KEYS: Final = frozenset({"protocol", "site", "digest", "patients", "version"})
+_UPDATE_KEYS: Final = frozenset({"protocol", "site", "digest", "round", "weight", "steps"}) | VECTOR_KEYS | _METRICS
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a site is asked: round 0 is the roll call and carries no model."""
+    """What a site is asked: round 0 is the roll call and carries no model. No signature has been verified yet."""
 
     study: Study
     round: int
     weights: npt.NDArray[np.float32] | None
+    signatures: tuple[Signature, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,33 +103,38 @@ class Update:
     metrics: dict[str, float]
 
 
-def write_roll_call(study: Study) -> RecordDict:
+def write_roll_call(study: Study, signatures: Sequence[Signature] = ()) -> RecordDict:
     """Return the question whether a site can take part in `study`."""
-    return RecordDict({_HEADER: ConfigRecord({"protocol": PROTOCOL, "study": _text(study), "round": 0})})
+    return RecordDict({_HEADER: _asking(study, signatures, 0)})
 
 
-def write_task(study: Study, round_: int, weights: npt.NDArray[np.float32]) -> RecordDict:
+def write_task(
+    study: Study, round_: int, weights: npt.NDArray[np.float32], signatures: Sequence[Signature] = ()
+) -> RecordDict:
     """Return the order to train round `round_` (1-based) from the packed global model."""
-    header = ConfigRecord({"protocol": PROTOCOL, "study": _text(study), "round": round_})
-    return RecordDict({_HEADER: header, _MODEL: ArrayRecord({_MODEL: Array(weights.astype(np.float32))})})
+    vector, parts = pack(weights, _MODEL)
+    return RecordDict({_HEADER: _asking(study, signatures, round_, **vector), **parts})
 
 
-def _text(study: Study) -> str:
-    return study.canonical().decode("utf-8")
+def _asking(study: Study, signatures: Sequence[Signature], round_: int, **more: str | int | bytes) -> ConfigRecord:
+    header = ConfigRecord({"protocol": PROTOCOL, "study": study.canonical().decode("utf-8"), "round": round_, **more})
+    if signatures:
+        header["signatures"] = [f"{signature.key} {signature.signature}" for signature in signatures]
+    return header
 
 
 def read_task(content: RecordDict) -> Task:
     """Return what the centre asks; at the site.
 
     Raises:
-        Refusal: ``message_invalid``, ``study_invalid`` or ``model_mismatch``.
+        Refusal: ``protocol_mismatch``, ``message_invalid``, ``study_invalid``, ``round_out_of_range`` or
+            ``model_mismatch``.
     """
-    header = content.config_records.get(_HEADER)
-    if header is None or header.get("protocol") != PROTOCOL:
-        raise Refusal(RefusalCode.MESSAGE_INVALID, "no header of this protocol", remedy="upgrade the older side")
+    header = _task_header(content)
     text, round_ = header.get("study"), header.get("round")
     if not isinstance(text, str) or len(text) > MAX_STUDY_BYTES or type(round_) is not int:
         raise Refusal(RefusalCode.MESSAGE_INVALID, "study or round is missing, too long or of the wrong type")
+    signatures = _signatures(header)
     try:
         study = Study.of(json.loads(text))
     except (StudyError, ValueError, RecursionError) as error:
@@ -130,16 +142,49 @@ def read_task(content: RecordDict) -> Task:
     if not 0 <= round_ <= study.training.rounds:
         raise Refusal(RefusalCode.ROUND_OUT_OF_RANGE, fields={"asked": round_, "limit": study.training.rounds})
     if round_ == 0:
-        return Task(study, 0, None)
+        _refuse_more_records(content, [])
+        return Task(study, 0, None, signatures)
     from fedward_common.models import parameter_spec  # noqa: PLC0415  (models import study; keeps wire's own imports light)
 
+    size = parameter_spec(study).size
+    _refuse_more_records(content, part_names(size * _MODEL.itemsize))
     try:
-        weights = _vector(content, _MODEL, np.dtype(np.float32), parameter_spec(study).size)
+        weights = unpack(content, header, dtype=_MODEL, length=size)
     except ValueError as error:
         raise Refusal(RefusalCode.MODEL_MISMATCH, str(error)) from error
     if not np.isfinite(weights).all():
         raise Refusal(RefusalCode.MODEL_MISMATCH, "the global model is not finite")
-    return Task(study, round_, weights)
+    return Task(study, round_, weights, signatures)
+
+
+def _task_header(content: RecordDict) -> ConfigRecord:
+    header = _header(content)
+    protocol = header.get("protocol") if header is not None else None
+    if header is None or type(protocol) is not int:
+        raise Refusal(RefusalCode.MESSAGE_INVALID, "no header that names its protocol")
+    if protocol != PROTOCOL:
+        older = "the coordinator" if protocol < PROTOCOL else "this site"
+        remedy = f"upgrade Fedward at {older}"
+        fields = {"asked": protocol, "limit": PROTOCOL}
+        msg = f"protocol {protocol}, not {PROTOCOL}"
+        raise Refusal(RefusalCode.PROTOCOL_MISMATCH, msg, remedy=remedy, fields=fields)
+    return header
+
+
+def _refuse_more_records(content: RecordDict, parts: Sequence[str]) -> None:
+    unknown = set(content) - {_HEADER, *parts}
+    if unknown:
+        raise Refusal(RefusalCode.MESSAGE_INVALID, f"{len(unknown)} records that no task has")
+
+
+def _signatures(header: ConfigRecord) -> tuple[Signature, ...]:
+    """Return the signatures in a header, none where it has none; they are bounded here and verified by the policy."""
+    lines = header.get("signatures", [])
+    if not isinstance(lines, list) or len(lines) > MAX_SIGNATURES:
+        raise Refusal(RefusalCode.MESSAGE_INVALID, f"signatures is no list of at most {MAX_SIGNATURES}")
+    if not all(isinstance(line, str) and len(line) <= _MAX_TEXT and line.count(" ") == 1 for line in lines):
+        raise Refusal(RefusalCode.MESSAGE_INVALID, "a signature is not a key, a blank and a signature")
+    return tuple(Signature(*str(line).split(" ")) for line in lines)
 
 
 def write_enrolment(enrolment: Enrolment) -> RecordDict:
@@ -161,7 +206,7 @@ def read_enrolment(content: RecordDict) -> Enrolment:
     Raises:
         RejectedReply: it is no such answer.
     """
-    header = _reply_header(content, {_HEADER})
+    header = _reply_header(content, _ENROLMENT_KEYS)
     patients = _integer(header, "patients")
     if not 1 <= patients <= 1 << 40:
         check = "patients"
@@ -170,7 +215,15 @@ def read_enrolment(content: RecordDict) -> Enrolment:
 
 
 def write_update(update: Update) -> RecordDict:
-    """Return one site's update of one round."""
+    """Return one site's update of one round.
+
+    Raises:
+        ValueError: a metric that no site may send.
+    """
+    if not update.metrics.keys() <= _METRICS:
+        msg = f"of metrics, only {', '.join(sorted(_METRICS))} may leave a site"
+        raise ValueError(msg)
+    vector, parts = pack(update.values, _UPDATE)
     header = ConfigRecord({
         "protocol": PROTOCOL,
         "site": update.site,
@@ -178,11 +231,10 @@ def write_update(update: Update) -> RecordDict:
         "round": update.round,
         "weight": update.weight,
         "steps": update.steps,
+        **update.metrics,
+        **vector,
     })  # fmt: skip
-    records: dict[str, Any] = {_HEADER: header, _UPDATE: ArrayRecord({_UPDATE: Array(update.values)})}
-    if update.metrics:
-        records[_METRICS] = MetricRecord(dict(update.metrics))
-    return RecordDict(records)
+    return RecordDict({_HEADER: header, **parts})
 
 
 def read_update(content: RecordDict, *, size: int) -> Update:
@@ -193,11 +245,11 @@ def read_update(content: RecordDict, *, size: int) -> Update:
         size: number of parameters of the study's model.
 
     Raises:
-        RejectedReply: names, dtype, shape, length or a number in the header is wrong.
+        RejectedReply: protocol, names, type, length or a number in the header is wrong.
     """
-    header = _reply_header(content, {_HEADER, _UPDATE, _METRICS})
+    header = _reply_header(content, _UPDATE_KEYS, part_names(size * _UPDATE.itemsize))
     try:
-        values = _vector(content, _UPDATE, np.dtype(np.int64), size)
+        values = unpack(content, header, dtype=_UPDATE, length=size)
     except ValueError as error:
         check = "update"
         raise RejectedReply(check, str(error)) from None
@@ -208,7 +260,7 @@ def read_update(content: RecordDict, *, size: int) -> Update:
         weight=_integer(header, "weight"),
         steps=_integer(header, "steps"),
         values=values,
-        metrics=_metrics(content),
+        metrics=_metrics(header),
     )
 
 
@@ -224,7 +276,7 @@ def read_refusal(content: RecordDict) -> str | None:
 
     Fields that no refusal has, or that hold more than names and numbers, are left out: the text is shown to people.
     """
-    header = content.config_records.get(_HEADER)
+    header = _header(content)
     text = header.get("refusal") if header is not None else None
     if not isinstance(text, str):
         return None
@@ -236,21 +288,34 @@ def read_refusal(content: RecordDict) -> str | None:
 
 def refusing_site(content: RecordDict) -> str:
     """Return the site that a refusal says it is from, unproven and cut to a readable length; at the centre."""
-    header = content.config_records.get(_HEADER)
+    header = _header(content)
     name = header.get("site") if header is not None else None
     return name[:_MAX_TEXT] if isinstance(name, str) else ""
 
 
-def _reply_header(content: RecordDict, allowed: set[str]) -> ConfigRecord:
-    unknown = set(content) - allowed
+def _reply_header(content: RecordDict, keys: frozenset[str], parts: Sequence[str] = ()) -> ConfigRecord:
+    """Return the header of a reply that has these records, these entries and nothing else."""
+    unknown = set(content) - {_HEADER, *parts}
+    check = "names"
     if unknown:
-        check = "names"
         raise RejectedReply(check, f"{len(unknown)} records that no reply has")
-    header = content.config_records.get(_HEADER)
-    if header is None or header.get("protocol") != PROTOCOL:
+    header = _header(content)
+    protocol = header.get("protocol") if header is not None else None
+    if header is None or type(protocol) is not int:
         check = "protocol"
         raise RejectedReply(check, "no header of this protocol")
+    if protocol != PROTOCOL:
+        check = "protocol"
+        raise RejectedReply(check, f"{RefusalCode.PROTOCOL_MISMATCH} asked={protocol} limit={PROTOCOL}")
+    if more := set(header) - keys:
+        raise RejectedReply(check, f"{len(more)} entries that no such reply has")
     return header
+
+
+def _header(content: RecordDict) -> ConfigRecord | None:
+    """Return the header, if there is one. Not by Flower's `config_records`: its views keep the content in memory."""
+    header = content.get(_HEADER)
+    return header if isinstance(header, ConfigRecord) else None
 
 
 def _string(header: ConfigRecord, key: str) -> str:
@@ -267,44 +332,12 @@ def _integer(header: ConfigRecord, key: str) -> int:
     return value
 
 
-def _metrics(content: RecordDict) -> dict[str, float]:
+def _metrics(header: ConfigRecord) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    for name, value in content.metric_records.get(_METRICS, MetricRecord()).items():
-        if name != "loss" or not isinstance(value, int | float) or not math.isfinite(value):
+    for name in _METRICS & set(header):
+        value = header[name]
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             check = "metrics"
-            raise RejectedReply(check, "a metric that no site may send, or no finite number")
+            raise RejectedReply(check, "a metric is no finite number")
         metrics[name] = float(value)
     return metrics
-
-
-def _vector(content: RecordDict, name: str, dtype: np.dtype[Any], size: int) -> npt.NDArray[Any]:
-    """Return the one packed array under `name`; its length is checked before a byte is decoded.
-
-    Raises:
-        ValueError: a template that names what is wrong.
-    """
-    record = content.array_records.get(name)
-    if record is None or set(record) != {name}:
-        msg = f"expected one array named {name!r}"
-        raise ValueError(msg)
-    data = record[name].data
-    if len(data) > size * dtype.itemsize + _NPY_HEADER_BYTES:
-        msg = f"{len(data)} bytes are more than {size} parameters need"
-        raise ValueError(msg)
-    header = _npy_header(dtype, size)
-    if data[: len(header)] != header:
-        msg = f"the array is not {dtype} of shape ({size},) in NPY format 1.0"
-        raise ValueError(msg)
-    body = data[len(header) :]
-    if len(body) != size * dtype.itemsize:
-        msg = f"the array holds {len(body)} bytes, not {size * dtype.itemsize}"
-        raise ValueError(msg)
-    return np.frombuffer(body, dtype=dtype)
-
-
-def _npy_header(dtype: np.dtype[Any], size: int) -> bytes:
-    """Return the one header that NumPy writes for a packed vector; it is compared, so no foreign header is parsed."""
-    stream = io.BytesIO()
-    description = {"descr": dtype.str, "fortran_order": False, "shape": (size,)}
-    np.lib.format.write_array_header_1_0(stream, description)
-    return stream.getvalue()

@@ -22,6 +22,7 @@ def init(
     log.append("site made", at=now(), name=site)
     typer.echo(f"{home / 'site.yaml'}: read it, every limit has its comment")
     typer.echo(f"audit key: {log.public_key()}")
+    typer.echo("nobody may sign studies for this site yet: fedward client trust NAME KEY")
 
 
 def run(home: Home = DEFAULT_HOME) -> None:

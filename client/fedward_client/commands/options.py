@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import getpass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["DEFAULT_HOME", "By", "Home", "StudyName", "now"]
+from fedward_client.person import account
+
+__all__ = ["DEFAULT_HOME", "AsJson", "By", "Home", "StudyName", "now"]
 
 Home = Annotated[Path, typer.Option(envvar="FEDWARD_HOME", help="The site's folder")]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Its name, or the beginning of its digest")]
-By = Annotated[str, typer.Option(help="Who decides", default_factory=getpass.getuser)]
+By = Annotated[str, typer.Option(help="Who decides; the account is noted as well", default_factory=account)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else")]
 DEFAULT_HOME = Path("/var/lib/fedward")
 
 

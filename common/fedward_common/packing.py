@@ -1,0 +1,76 @@
+"""A vector as raw bytes inside records: as few objects as its size allows, and nothing in it to parse.
+
+Flower transfers each record of a message as one object, addressed by its SHA-256, with one request each way. A vector
+of at most `PART_BYTES` travels inside the header itself; a longer one is cut, and every further part is a record of
+its own, so that an interrupted transfer goes on with the parts that are missing. Byte order is little-endian.
+
+A receiver knows data type and length from the study. It compares both, and the number of bytes of every part, before
+it touches a byte; a sender's own words about them decide nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ConfigRecord, RecordDict
+
+__all__ = ["PART_BYTES", "VECTOR_KEYS", "pack", "part_names", "unpack"]
+
+PART_BYTES: Final = 8 << 20
+_DTYPE, _LENGTH, _BYTES = "dtype", "length", "vector"
+VECTOR_KEYS: Final = frozenset({_DTYPE, _LENGTH, _BYTES})
+"""Entries of a header that describe its vector."""
+
+
+def pack(
+    values: npt.NDArray[Any], dtype: np.dtype[Any], *, part_bytes: int = PART_BYTES
+) -> tuple[dict[str, str | int | bytes], dict[str, ConfigRecord]]:
+    """Return the header's entries for `values`, and the records of all parts but the first.
+
+    The bytes are copied once. `dtype` is little-endian; `values` is one-dimensional and not empty.
+    """
+    raw = np.ascontiguousarray(values, dtype=dtype).data.cast("B")
+    parts = [bytes(raw[start : start + part_bytes]) for start in range(0, len(raw), part_bytes)]
+    entries: dict[str, str | int | bytes] = {_DTYPE: dtype.str, _LENGTH: len(values), _BYTES: parts[0]}
+    names = part_names(len(raw), part_bytes=part_bytes)
+    return entries, {name: ConfigRecord({_BYTES: part}) for name, part in zip(names, parts[1:], strict=True)}
+
+
+def part_names(total: int, *, part_bytes: int = PART_BYTES) -> list[str]:
+    """Return the names of the records beside the header in which `total` bytes travel; none up to `part_bytes`."""
+    return [f"part-{number}" for number in range(1, -(-total // part_bytes))]
+
+
+def unpack(
+    content: RecordDict,
+    header: ConfigRecord,
+    *,
+    dtype: np.dtype[Any],
+    length: int,
+    part_bytes: int = PART_BYTES,
+) -> npt.NDArray[Any]:
+    """Return the vector of exactly this type and length; read-only, and without a copy if it came in one part.
+
+    Raises:
+        ValueError: it is another one; a template of expected names and numbers, with nothing of the sender's.
+    """
+    if header.get(_DTYPE) != dtype.str or type(header.get(_LENGTH)) is not int or header[_LENGTH] != length:
+        msg = f"the vector is not declared as {length} numbers of type {dtype.str}"
+        raise ValueError(msg)
+    total = length * dtype.itemsize
+    parts = [header.get(_BYTES), *(_part(content, name) for name in part_names(total, part_bytes=part_bytes))]
+    checked: list[bytes] = []
+    for start, part in zip(range(0, total, part_bytes), parts, strict=True):
+        expected = min(part_bytes, total - start)
+        if not isinstance(part, bytes) or len(part) != expected:
+            msg = f"a part of the vector is missing or has not its {expected} bytes"
+            raise ValueError(msg)
+        checked.append(part)
+    return np.frombuffer(b"".join(checked), dtype=dtype)
+
+
+def _part(content: RecordDict, name: str) -> object:
+    record = content.get(name)
+    return record[_BYTES] if isinstance(record, ConfigRecord) and set(record) == {_BYTES} else None
