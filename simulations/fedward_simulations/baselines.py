@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedward_client.cohorts import Patients, TableCohort
+from fedward_client.cohorts import Patients, open_cohort
 from fedward_client.site import Site
 from fedward_common.errors import FedwardError
 from fedward_common.fixed_point import encode_weighted
@@ -82,7 +82,7 @@ def _patients(home: Path, study: Study) -> Patients | None:
     site = Site(home)
     try:
         entry = next(iter(site.config.cohorts.values()))
-        patients = TableCohort(entry, study.cohort, home).patients(study.cohort.max_rows_per_patient)
+        patients = open_cohort(entry, study.cohort, home).patients(study.cohort.max_rows_per_patient)
     except FedwardError:
         return None
     return patients if len(patients) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +14,18 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from fedward_client.cohorts import TableCohort, TableEntry
+from fedward_client.cohorts import CohortEntry, ImagesEntry, ImageSource, TableEntry, open_cohort, source_of
+from fedward_client.cohorts.identity import identities_of_content, identities_of_names
 from fedward_client.config import SiteConfig, write_site
 from fedward_client.policy import Policy
 from fedward_client.site import approve
 from fedward_common.contract import Contract, quantity
 from fedward_common.errors import InstallationError, LocalDataError, SchemaMismatchError, SplitOverlapError, StudyError
+from fedward_common.images import ImageFolder, place_inside
+from fedward_common.picture import BrokenImageError
 from fedward_common.schema import CohortSchema
 from fedward_common.study import Study
-from fedward_common.tables import Rows, complete_rows, encode, read_table
+from fedward_common.tables import Rows, complete_rows, encode, identifier_text, read_table
 from fedward_server.evaluation import HoldOut
 
 if TYPE_CHECKING:
@@ -71,12 +75,14 @@ class Federation:
         rejected: sites whose table breaks the schema, with the counts of each rule; they keep all their rows and
             refuse for themselves.
         encoded: the same training rows as numbers, by site; none for a rejected one.
+        pictures: the folder of the files that the rows name, where the schema has images.
     """
 
     tables: dict[str, pd.DataFrame]
     hold_out: HoldOut
     rejected: dict[str, SchemaMismatchError]
     encoded: dict[str, Rows] = field(default_factory=dict)
+    pictures: Path | None = None
 
 
 def data_folder() -> Path:
@@ -95,6 +101,8 @@ def assemble(source: Source, schema: CohortSchema, *, seed: int) -> Federation:
         SplitOverlapError: a patient of the central table is also at a site.
     """
     frames = _bundled(source, seed) if isinstance(source, Bundled) else _tables(source)
+    pictures = _folder(source) if isinstance(source, Tables) and schema.images else None
+    images = None if pictures is None else ImageFolder(pictures)
     own = isinstance(source, Tables) and source.hold_out_table
     train: dict[str, pd.DataFrame] = {}
     kept: dict[str, pd.DataFrame] = {}
@@ -102,7 +110,7 @@ def assemble(source: Source, schema: CohortSchema, *, seed: int) -> Federation:
     encoded: dict[str, Rows] = {}
     decided: dict[str, bool] = {}
     owed: dict[bool, float] = {}
-    for index, (site, checked) in enumerate(sorted(_checked(frames, schema).items())):
+    for index, (site, checked) in enumerate(sorted(_checked(frames, schema, images).items())):
         if isinstance(checked, SchemaMismatchError):
             train[site], rejected[site] = frames[site], checked
             continue
@@ -115,14 +123,14 @@ def assemble(source: Source, schema: CohortSchema, *, seed: int) -> Federation:
         kept = {"central": complete_rows(central, schema)}
     if rejected and not kept:
         raise _all_rejected(rejected)
-    hold_out = _hold_out(kept, schema)
+    hold_out = _hold_out(kept, schema, images)
     if own or schema.patient:
         _refuse_overlap(train, kept, schema, rejected)
-    return Federation(train, hold_out, rejected, encoded)
+    return Federation(train, hold_out, rejected, encoded, pictures)
 
 
 def _checked(
-    frames: Mapping[str, pd.DataFrame], schema: CohortSchema
+    frames: Mapping[str, pd.DataFrame], schema: CohortSchema, images: ImageFolder | None
 ) -> dict[str, tuple[pd.DataFrame, Rows] | SchemaMismatchError]:
     """Return each site's usable rows, raw and encoded, or what they break.
 
@@ -138,13 +146,14 @@ def _checked(
         except SchemaMismatchError as error:
             found[site] = error
     try:
-        whole = encode(pd.concat(usable.values(), ignore_index=True), schema) if usable else None
+        whole = encode(pd.concat(usable.values(), ignore_index=True), schema, images) if usable else None
     except SchemaMismatchError:
         whole = None
     start = 0
     for site, frame in usable.items():
         try:
-            rows = encode(frame, schema) if whole is None else _select(whole, np.arange(start, start + len(frame)))
+            chosen = np.arange(start, start + len(frame))
+            rows = encode(frame, schema, images) if whole is None else _select(whole, chosen)
         except SchemaMismatchError as error:
             found[site] = error
         else:
@@ -172,16 +181,57 @@ def settle(federation: Federation, study: Study, policy: Policy, root: Path) -> 
     Returns the homes, by site. They hold patients' rows: `root` is the caller's to remove.
     """
     homes: dict[str, Path] = {}
+    who = _identities(federation)
     for site, frame in federation.tables.items():
         home = root / site
-        entry = TableEntry(table=f"{COHORT}.csv")
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        frame.to_csv(home / f"{COHORT}.csv", index=False)
+        entry = _register(home, frame, study.cohort, federation.pictures)
         write_site(home, SiteConfig(site=site, policy=policy, cohorts={COHORT: entry}))
-        frame.to_csv(home / entry.table, index=False)
         approve(home, study, COHORT)
         if site in federation.encoded:  # as a hospital's staff does on registration: checked once, then read back
-            TableCohort(entry, study.cohort, home).keep(federation.encoded[site])
+            names = who[site] if site in who else identities_of_content(source_of(entry, home).content(frame))
+            open_cohort(entry, study.cohort, home).keep(federation.encoded[site], names)
         homes[site] = home
     return homes
+
+
+def _register(home: Path, frame: pd.DataFrame, schema: CohortSchema, pictures: Path | None) -> CohortEntry:
+    """Return the register's entry of a site's table, with the pictures that it names in a folder of the site's own."""
+    if pictures is None:
+        return TableEntry(table=f"{COHORT}.csv")
+    entry = ImagesEntry(
+        images="images", manifest=f"{COHORT}.csv", file_columns=tuple(schema.images), seal="seals/cohort.json"
+    )
+    (home / entry.images).mkdir()
+    for cell in {str(cell).strip() for name in schema.images for cell in frame[name]}:
+        try:
+            place = place_inside(cell)
+        except BrokenImageError:  # the site refuses its table for itself
+            continue
+        copy = home / entry.images / place
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if (pictures / place).is_file():
+            shutil.copyfile(pictures / place, copy)
+    ImageSource(entry, home).seal()
+    return entry
+
+
+def _identities(federation: Federation) -> dict[str, npt.NDArray[np.uint8]]:
+    """Return who the encoded patients are, by site; rows without an identifier in one go, as in `_checked`.
+
+    Where rows without an identifier name pictures, who they are is in the files, and nothing is returned.
+    """
+    import pandas as pd  # noqa: PLC0415  (see fedward_common.tables.read_table)
+
+    rows = federation.encoded
+    named = {site: identities_of_names(r.identifiers) for site, r in rows.items() if r.identifiers is not None}
+    unnamed = [site for site in rows if site not in named]
+    if unnamed and federation.pictures is None:
+        whole = identities_of_content(pd.concat([federation.tables[site] for site in unnamed], ignore_index=True))
+        edges = np.cumsum([len(federation.tables[site]) for site in unnamed])[:-1]
+        named |= dict(zip(unnamed, np.split(whole, edges), strict=True))
+    return named
 
 
 def _folder(source: Tables) -> Path:
@@ -297,7 +347,7 @@ def _all_rejected(rejected: Mapping[str, SchemaMismatchError]) -> SchemaMismatch
     )
 
 
-def _hold_out(kept: Mapping[str, pd.DataFrame], schema: CohortSchema) -> HoldOut:
+def _hold_out(kept: Mapping[str, pd.DataFrame], schema: CohortSchema, images: ImageFolder | None) -> HoldOut:
     import pandas as pd  # noqa: PLC0415  (see fedward_common.tables.read_table)
 
     usable = {site: frame for site, frame in kept.items() if len(frame)}
@@ -305,7 +355,7 @@ def _hold_out(kept: Mapping[str, pd.DataFrame], schema: CohortSchema) -> HoldOut
         msg = "no row is left for the central hold-out"
         raise LocalDataError(msg, remedy="give more valid rows, or a larger cohort.source.hold_out")
     centres = np.concatenate([np.full(len(frame), code) for code, frame in enumerate(usable.values())])
-    rows = encode(pd.concat(usable.values(), ignore_index=True), schema)
+    rows = encode(pd.concat(usable.values(), ignore_index=True), schema, images)
     return HoldOut(rows, centres.astype(np.int64), tuple(usable))
 
 
@@ -317,7 +367,7 @@ def _refuse_overlap(
 ) -> None:
     """Refuse a patient on both sides; without identifiers whole rows are compared, however they are written."""
     columns = [schema.patient] if schema.patient else [*schema.columns, schema.label.column]
-    written: Callable[[object], str] = _text if schema.patient else _as_number
+    written: Callable[[object], str] = identifier_text if schema.patient else _as_number
 
     def keys(frame: pd.DataFrame) -> set[tuple[str, ...]]:
         rows = frame[columns].itertuples(index=False, name=None)
@@ -332,14 +382,9 @@ def _refuse_overlap(
         raise SplitOverlapError(msg, remedy="take these patients out of one side")
 
 
-def _text(cell: object) -> str:
-    """Return an identifier as the schema reads it: ``007`` is not ``7``."""
-    return str(cell).strip()
-
-
 def _as_number(cell: object) -> str:
     """Return a cell such that ``45``, ``45.0`` and `` 45`` are one value."""
-    text = _text(cell)
+    text = str(cell).strip()
     try:
         return repr(float(text))
     except ValueError:

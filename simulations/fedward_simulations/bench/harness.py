@@ -9,9 +9,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-__all__ = ["machine", "measure_in_turn", "report", "run_process"]
+__all__ = ["filesystem", "machine", "measure_in_turn", "report", "run_process"]
 
 _SETTLE_S = 5.0
 
@@ -25,6 +26,20 @@ def machine() -> str:
     except (OSError, StopIteration):
         pass
     return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def filesystem(folder: Path) -> str:
+    """Return the type of the file system that `folder` is on, for example ``ext4``; ``unknown`` off Linux."""
+    found = ("", "unknown")
+    try:
+        mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return found[1]
+    for line in mounts.splitlines():
+        _, place, kind, *_ = line.split(" ")
+        if folder.resolve().is_relative_to(place) and len(place) >= len(found[0]):
+            found = (place, kind)
+    return found[1]
 
 
 def run_process(command: Sequence[str], *, limit_s: float = 600.0) -> str:
@@ -58,9 +73,9 @@ def measure_in_turn(sides: dict[str, Callable[[], object]], *, repeats: int) -> 
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def report(figures: dict[str, float], lines: Sequence[str], *, as_json: bool) -> None:
+def report(figures: Mapping[str, object], lines: Sequence[str], *, as_json: bool) -> None:
     """Print the figures as one JSON object, or the lines for a person with the machine below."""
     if as_json:
-        sys.stdout.write(json.dumps(figures) + "\n")
+        sys.stdout.write(json.dumps(dict(figures)) + "\n")
     else:
         sys.stdout.write("\n".join([*lines, machine()]) + "\n")

@@ -25,7 +25,7 @@ from typing import IO, Final, Self
 import yaml
 from flwr.app import Context
 
-from fedward_client.runner import DEFAULT_APP
+from fedward_client.runner import DEFAULT_WORKER
 from fedward_common.certificates import (
     ServerCertificate,
     create_authority,
@@ -66,11 +66,11 @@ class Deployed:
     """
 
     def __init__(
-        self, homes: Mapping[str, Path], logs: Path, *, app: str = DEFAULT_APP, bundle: Bundle | None = None
+        self, homes: Mapping[str, Path], logs: Path, *, worker: str = DEFAULT_WORKER, bundle: Bundle | None = None
     ) -> None:
         self._homes = {name: Path(home).resolve() for name, home in homes.items()}
         self._logs = logs
-        self._app = app
+        self._worker = worker
         self._bundle = bundle or code_free_bundle()
         self._stack = contextlib.ExitStack()
         self.processes: dict[str, LoggedProcess] = {}
@@ -90,7 +90,7 @@ class Deployed:
         superlink = stack.enter_context(SuperLinkProcess(self._logs))
         keys = {name: write_home(home, superlink) for name, home in self._homes.items()}
         for name, home in self._homes.items():
-            command = ["fedward_client.daemon", "--home", str(home), "--app", self._app]
+            command = ["fedward_client.daemon", "--home", str(home), "--worker", self._worker]
             self.processes[name] = stack.enter_context(LoggedProcess(name, command, self._logs))
         stack.callback(self._ask_all_to_stop)
         superlink.await_ready()
