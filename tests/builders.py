@@ -98,6 +98,7 @@ def table(rows: int = 40, seed: int = 0, *, patients: int | None = None) -> pd.D
 def open_policy(**changes: object) -> Policy:
     """Return a policy that lets every small study pass."""
     limits: dict[str, Any] = {
+        "require_signature": False,
         "require_privacy": False,
         "max_epsilon_per_study": 100,
         "max_epsilon_lifetime": 100,

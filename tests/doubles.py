@@ -17,7 +17,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from safetensors.numpy import load
 
 from fedward_client.policy import Policy
@@ -218,11 +218,11 @@ def with_header(**changes: Any) -> Callable[[RecordDict], RecordDict]:
 
 
 def with_array(make: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]) -> Callable[[RecordDict], RecordDict]:
-    """Return a change of the update's one array."""
+    """Return a change of the update's one vector, declared as what it then is."""
 
     def change(content: RecordDict) -> RecordDict:
-        array = make(content.array_records["update"]["update"].numpy())
-        return RecordDict({**content, "update": ArrayRecord({"update": Array(array)})})
+        array = make(np.frombuffer(content.config_records["fedward"]["vector"], dtype=np.int64))  # type: ignore[arg-type]
+        return with_header(dtype=array.dtype.str, length=array.size, vector=array.tobytes())(content)
 
     return change
 

@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedward_common.fixed_point import SCALE
 from fedward_common.study import Study
-from fedward_common.wire import Update, write_update
+from fedward_common.wire import PROTOCOL, Update, write_update
 from tests.builders import small_study, update
 from tests.doubles import (
     Behaviour,
@@ -118,8 +118,8 @@ def test_update_in_another_sites_name_is_refused(rehearsal: Rehearsal, without_a
 
 
 # -------------------------------------------------------------------------------------------------------------- weights
-@pytest.mark.parametrize("weight", [-9, 0, 10**15, 1 << 63, 41, 39])
-def test_weight_other_than_the_enrolled_one_is_refused(
+@pytest.mark.parametrize("weight", [-9, 0, 10**15, 1 << 63, 41])
+def test_weight_above_the_enrolled_one_or_of_nobody_is_refused(
     rehearsal: Rehearsal, without_attacker: Outcome, weight: int
 ) -> None:
     assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(with_header(weight=weight)), "weight")
@@ -147,9 +147,18 @@ def test_weight_that_is_no_whole_number_is_refused(
         pytest.param(with_array(lambda v: np.append(v, v)), id="twice-as-long"),
         pytest.param(with_array(lambda v: v[:1]), id="broadcastable"),
         pytest.param(with_array(lambda v: np.array(v[0])), id="zero-dimensional"),
-        pytest.param(with_array(lambda v: v[None]), id="a-row-matrix"),
+        pytest.param(with_array(lambda v: np.stack([v, v])), id="two-rows"),
         pytest.param(with_array(lambda v: v[:0]), id="empty"),
         pytest.param(with_array(lambda v: np.resize(v, 1 << 20)), id="eight-megabytes"),
+        pytest.param(with_header(length=9), id="declared-too-long"),
+        pytest.param(with_header(length=1 << 62), id="declared-endless"),
+        pytest.param(with_header(length=[8]), id="declared-as-a-list"),
+        pytest.param(with_header(length=8.0), id="declared-as-a-fraction"),
+        pytest.param(with_header(dtype="<f8"), id="declared-as-float64"),
+        pytest.param(with_header(dtype="int64"), id="declared-in-other-words"),
+        pytest.param(with_header(vector=""), id="text-for-bytes"),
+        pytest.param(with_header(vector=[bytes(64)]), id="a-list-of-bytes"),
+        pytest.param(with_header(vector=[0] * 8), id="a-list-of-numbers"),
     ],
 )
 def test_update_of_another_type_or_shape_is_refused(
@@ -158,11 +167,10 @@ def test_update_of_another_type_or_shape_is_refused(
     assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(change), "")
 
 
-def npy(header: str, body: bytes = b"") -> Array:
+def npy(header: str) -> bytes:
     """Return bytes that claim to be an NPY array, with a header of the attacker's own."""
     encoded = header.encode("latin-1")
-    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(encoded)) + encoded + body
-    return Array(dtype="int64", shape=(1,), stype="numpy.ndarray", data=data)
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(encoded)) + encoded
 
 
 @pytest.mark.parametrize(
@@ -177,11 +185,11 @@ def npy(header: str, body: bytes = b"") -> Array:
         "",
     ],
 )
-def test_crafted_array_header_does_not_reach_a_parser(
+def test_crafted_type_or_array_file_does_not_reach_a_parser(
     rehearsal: Rehearsal, without_attacker: Outcome, header: str
 ) -> None:
-    crafted = with_record("update", ArrayRecord({"update": npy(header)}))
-    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(crafted), "")
+    for crafted in (with_header(vector=npy(header)), with_header(dtype=header), with_header(vector=header.encode())):
+        assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(crafted), "")
 
 
 def test_update_beyond_the_bound_is_refused(rehearsal: Rehearsal, without_attacker: Outcome) -> None:
@@ -201,16 +209,17 @@ def test_update_at_the_bound_is_accepted_from_an_honest_site(rehearsal: Rehearsa
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(with_record("update", None), id="no-update"),
-        pytest.param(with_record("fedward", None), id="no-header"),
+        pytest.param(with_header(vector=None), id="no-update"),
+        pytest.param(with_header(dtype=None), id="no-type"),
+        pytest.param(with_header(length=None), id="no-length"),
         pytest.param(lambda _: RecordDict(), id="nothing"),
-        pytest.param(with_record("update", ArrayRecord()), id="no-array"),
-        pytest.param(with_record("update", ConfigRecord({"update": 1})), id="config-for-array"),
+        pytest.param(with_record("fedward", ConfigRecord({})), id="no-entry"),
         pytest.param(with_record("fedward", MetricRecord({"weight": 40})), id="metrics-for-header"),
-        pytest.param(with_record("update", ArrayRecord({"other": Array(np.zeros(8))})), id="renamed-array"),
+        pytest.param(with_record("fedward", ArrayRecord({"update": Array(np.zeros(8, np.int64))})), id="array-record"),
+        pytest.param(lambda content: RecordDict({"header": content["fedward"]}), id="renamed-header"),
     ],
 )
-def test_missing_record_is_refused(rehearsal: Rehearsal, without_attacker: Outcome, change: Change) -> None:
+def test_missing_record_or_entry_is_refused(rehearsal: Rehearsal, without_attacker: Outcome, change: Change) -> None:
     assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(change), "")
 
 
@@ -220,35 +229,46 @@ def test_missing_record_is_refused(rehearsal: Rehearsal, without_attacker: Outco
         pytest.param(ConfigRecord({"patients": "Jane Doe"}), id="config"),
         pytest.param(MetricRecord({"age": [71.0, 64.0]}), id="metrics"),
         pytest.param(ArrayRecord({"rows": Array(np.zeros((3, 4)))}), id="arrays"),
+        pytest.param(ConfigRecord({"vector": bytes(64)}), id="a-part"),
     ],
 )
 def test_extra_record_is_refused(
     rehearsal: Rehearsal, without_attacker: Outcome, record: ConfigRecord | MetricRecord | ArrayRecord
 ) -> None:
-    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(with_record("extra", record)), "")
+    for name in ("extra", "part-1", "part-0"):  # an update of this size has no further parts
+        assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(with_record(name, record)), "")
 
 
-def test_extra_array_beside_the_update_is_refused(rehearsal: Rehearsal, without_attacker: Outcome) -> None:
-    def smuggle(content: RecordDict) -> RecordDict:
-        arrays = content.array_records["update"]
-        return with_record("update", ArrayRecord({**arrays, "rows": Array(np.zeros(3))}))(content)
-
-    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(smuggle), "")
+@pytest.mark.parametrize("value", ["Jane Doe", b"rows", [71.0, 64.0], 7])
+def test_extra_entry_beside_the_update_is_refused(
+    rehearsal: Rehearsal, without_attacker: Outcome, value: object
+) -> None:
+    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(with_header(rows=value)), "")
 
 
 @pytest.mark.parametrize(
     "metrics",
-    [{"loss": float("nan")}, {"loss": float("-inf")}, {"loss": [0.5]}, {"auroc": 0.5}, {"loss": 0.5, "patient": 7}],
+    [
+        {"loss": float("nan")},
+        {"loss": float("-inf")},
+        {"loss": [0.5]},
+        {"loss": True},
+        {"loss": "0.5"},
+        {"auroc": 0.5},
+        {"loss": 0.5, "patient": 7},
+    ],
 )
 def test_metric_that_no_site_may_send_is_refused(
     rehearsal: Rehearsal, without_attacker: Outcome, metrics: dict[str, Any]
 ) -> None:
-    change = with_record("metrics", MetricRecord(metrics))
-    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(change), "")
+    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(with_header(**metrics)), "")
 
 
-def test_another_protocol_is_refused(rehearsal: Rehearsal, without_attacker: Outcome) -> None:
-    assert_costs_only_the_attacker(rehearsal, without_attacker, replaced(with_header(protocol=2)), "")
+@pytest.mark.parametrize("protocol", [1, PROTOCOL + 1, -1, 1 << 62])
+def test_another_protocol_is_refused(rehearsal: Rehearsal, without_attacker: Outcome, protocol: int) -> None:
+    change = replaced(with_header(protocol=protocol))
+    said = f"protocol_mismatch asked={protocol} limit={PROTOCOL}"
+    assert_costs_only_the_attacker(rehearsal, without_attacker, change, said)
 
 
 @pytest.mark.parametrize("steps", [-1, 1, 1 << 80])

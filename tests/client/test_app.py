@@ -87,15 +87,41 @@ def test_approvals_that_cannot_be_read_approve_nothing(tmp_path: Path, text: str
     assert read_refusal(respond(task(STUDY), home)) in {"internal_error", "awaiting_approval"}
 
 
-@pytest.mark.parametrize("spoil", ["ledger.sqlite", "cache"])
-def test_spoiled_folder_answers_with_a_code(tmp_path: Path, spoil: str) -> None:
+def test_damaged_ledger_spends_nothing_more_and_says_so(tmp_path: Path) -> None:
+    study = private_study()
+    home = site_home(tmp_path, study)
+    respond(write_roll_call(study), home)
+    (home / "ledger.sqlite").write_bytes(b"CANARY" * 500)
+
+    replies = [respond(content, home) for content in (write_roll_call(study), task(study))]
+
+    assert [read_refusal(reply) for reply in replies] == ["budget_untrusted", "budget_untrusted"]
+    assert not [reply for reply in replies if b"CANARY" in outbound(reply)]
+
+
+def test_site_whose_log_was_changed_decides_nothing_and_says_so(tmp_path: Path) -> None:
     home = site_home(tmp_path, STUDY)
     respond(task(STUDY), home)
-    target = home / spoil if spoil.endswith("sqlite") else next((home / spoil).iterdir())
-    target.write_bytes(b"CANARY" * 500)
+    log = home / "audit.jsonl"
+    log.write_bytes(log.read_bytes().replace(b"released", b"refused "))
+
     reply = respond(task(STUDY), home)
-    assert read_refusal(reply) == "internal_error"
-    assert b"CANARY" not in outbound(reply)
+
+    assert read_refusal(reply) == "audit_untrusted"
+
+
+def test_spoiled_cache_is_made_anew_from_the_table(tmp_path: Path) -> None:
+    home = site_home(tmp_path, STUDY)
+    first = respond(task(STUDY), home)
+    kept = next((home / "cache").glob("*.npz"))
+    kept.write_bytes(b"CANARY" * 500)
+
+    again = respond(task(STUDY), home)
+
+    assert read_refusal(first) is None
+    assert read_refusal(again) is None
+    assert b"CANARY" not in outbound(again)
+    assert b"CANARY" not in kept.read_bytes()
 
 
 def canaries(rows: int = 30) -> tuple[pd.DataFrame, list[bytes]]:
@@ -134,9 +160,11 @@ def test_reply_holds_the_fields_of_the_protocol_and_no_other(tmp_path: Path, stu
     respond(write_roll_call(study), home)
     reply = respond(task(study), home)
     header = dict(reply.config_records["fedward"])
-    assert set(header) == {"protocol", "site", "digest", "round", "weight", "steps"}
-    assert set(reply) == ({"fedward", "update"} if study.privacy == private_study().privacy else set(reply))
-    assert set(reply.metric_records.get("metrics", {})) <= {"loss"}
+    plain = {"loss"} if study is STUDY else set()
+    assert (
+        set(header) == {"protocol", "site", "digest", "round", "weight", "steps", "dtype", "length", "vector"} | plain
+    )
+    assert set(reply) == {"fedward"}
 
 
 def test_log_of_a_refusal_stays_at_the_site(tmp_path: Path) -> None:

@@ -13,15 +13,15 @@ from typing import Self, cast
 
 import pytest
 import yaml
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.message_pb2 import ObjectTree
 
+from fedward_client.audit import AuditLog
+from fedward_client.connection import ConnectionSettings, load_connection
 from fedward_client.daemon import (
-    REFUSED,
-    ConnectionSettings,
     Daemon,
+    SiteBorder,
     StopRequested,
-    load_connection,
     main,
     pause_s,
 )
@@ -29,14 +29,19 @@ from fedward_client.flower_adapter import (
     Doorbell,
     FleetConnection,
     Incoming,
+    ObjectStore,
+    PackedReply,
 )
-from fedward_client.runner import Outcome, Runner
+from fedward_client.flower_adapter.codec import inflate
+from fedward_client.runner import Runner
+from fedward_client.worker import InProcessWorker
 from fedward_common.certificates import create_authority, create_node_key
-from fedward_common.errors import InstallationError
+from fedward_common.errors import InstallationError, Refusal, RefusalCode
 from fedward_common.flower_adapter import detached_message
+from fedward_common.wire import read_refusal, write_refusal, write_roll_call
 from fedward_server.superlink_client import Bundle, code_free_bundle
 from fedward_simulations.engines.deployed import SuperLinkProcess, write_home
-from tests.tiny_app import CANARY
+from tests.builders import site_home, small_study
 
 NODE = 7
 PINNED = "a" * 64
@@ -59,7 +64,7 @@ class Fleet:
     calls: list[str] = field(default_factory=list)
     replies: list[Message] = field(default_factory=list)
 
-    def fetch(self, incoming: Incoming) -> Message:
+    def fetch(self, incoming: Incoming, _: ObjectStore) -> Message:
         self.calls.append("fetch")
         return incoming.head
 
@@ -67,27 +72,33 @@ class Fleet:
         self.calls.append("bundle")
         return self.bundle
 
-    def reply(self, message: Message, _: float) -> None:
+    def push(self, packed: PackedReply) -> None:
         self.calls.append("reply")
-        self.replies.append(message)
+        content = packed.request.message_object_trees[0].children[0].object_id
+        self.replies.append(inflate(self.message, content, dict(packed.objects)))
 
 
 @dataclass
-class Tasks:
-    """A runner that runs nothing and returns what it was made with."""
+class Desk:
+    """A site's border that answers everything with `reply`, and notes what reached it."""
 
-    outcome: Outcome = field(default_factory=lambda: Outcome(RecordDict(), None, 0.1))
-    seen: list[tuple[Message, Context]] = field(default_factory=list)
+    reply: RecordDict = field(default_factory=RecordDict)
+    seen: list[RecordDict] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
 
-    def run(self, message: Message, context: Context, _: threading.Event) -> Outcome:
-        self.seen.append((message, context))
-        return self.outcome
+    def respond(self, content: RecordDict) -> RecordDict:
+        self.seen.append(content)
+        return self.reply
+
+    def refuse(self, refusal: Refusal) -> RecordDict:
+        self.refused.append(refusal)
+        return write_refusal("north", refusal)
 
 
-def answer(fleet: Fleet, tasks: Tasks, home: Path = Path("/nowhere")) -> Message:
+def answer(fleet: Fleet, desk: Desk, home: Path) -> Message:
     """Let a daemon answer the fleet's one message."""
     settings = ConnectionSettings("127.0.0.1:1", home / "ca", home / "key", PINNED)
-    daemon = Daemon(home, settings, cast("Runner", tasks), threading.Event())
+    daemon = Daemon(home, settings, desk, threading.Event())
     daemon._answer(cast("FleetConnection", fleet), Incoming(fleet.message, ObjectTree()))
     return fleet.replies[-1]
 
@@ -96,68 +107,91 @@ def task(message_type: str = "train", source: int = 1, target: int = NODE) -> Me
     return detached_message(RecordDict(), source=source, target=target, message_type=message_type)
 
 
-def reason(reply: Message) -> str:
-    assert reply.has_error()
-    assert reply.error.code == REFUSED
-    return str(reply.error.reason)
+def reason(reply: Message) -> str | None:
+    assert reply.has_content()
+    return read_refusal(reply.content)
 
 
-def test_an_admitted_message_runs_in_the_site_s_home() -> None:
-    fleet, tasks = Fleet(task()), Tasks()
+def test_an_admitted_message_reaches_the_site_whole(tmp_path: Path) -> None:
+    message = detached_message(CONTENT, source=1, target=NODE, message_type="train")
+    fleet, desk = Fleet(message), Desk()
 
-    reply = answer(fleet, tasks, Path("/srv/site"))
+    reply = answer(fleet, desk, tmp_path)
 
     assert reply.has_content()
     assert fleet.calls == ["bundle", "fetch", "reply"]
-    assert tasks.seen[0][1].node_config == {"fedward-home": "/srv/site"}
+    assert desk.seen == [CONTENT]
+    assert not desk.refused
 
 
 @pytest.mark.parametrize("message_type", ["evaluate", "train.other", "query.shell", "system"])
-def test_another_type_of_message_is_refused_before_anything_is_fetched(message_type: str) -> None:
-    fleet, tasks = Fleet(task(message_type)), Tasks()
+def test_another_type_of_message_is_refused_before_anything_is_fetched(message_type: str, tmp_path: Path) -> None:
+    fleet, desk = Fleet(task(message_type)), Desk()
 
-    assert reason(answer(fleet, tasks)) == "message_type_not_allowed"
+    assert reason(answer(fleet, desk, tmp_path)) == "message_type_not_allowed"
     assert fleet.calls == ["reply"]
-    assert not tasks.seen
+    assert not desk.seen
 
 
 @pytest.mark.parametrize(("source", "target"), [(2, NODE), (NODE, NODE), (1, NODE + 1), (1, 1)])
-def test_a_message_on_another_route_is_refused(source: int, target: int) -> None:
-    fleet, tasks = Fleet(task(source=source, target=target)), Tasks()
+def test_a_message_on_another_route_is_refused(source: int, target: int, tmp_path: Path) -> None:
+    fleet, desk = Fleet(task(source=source, target=target)), Desk()
 
-    assert reason(answer(fleet, tasks)) == "message_invalid"
+    assert reason(answer(fleet, desk, tmp_path)) == "message_invalid"
     assert fleet.calls == ["reply"]
 
 
 @pytest.mark.parametrize("bundle", ["", "b" * 64, PINNED[:-1], PINNED.upper()])
-def test_a_run_with_another_bundle_is_refused_before_its_message_is_fetched(bundle: str) -> None:
-    fleet, tasks = Fleet(task(), bundle), Tasks()
+def test_a_run_with_another_bundle_is_refused_before_its_message_is_fetched(bundle: str, tmp_path: Path) -> None:
+    fleet, desk = Fleet(task(), bundle), Desk()
 
-    assert reason(answer(fleet, tasks)) == "bundle_not_pinned"
+    assert reason(answer(fleet, desk, tmp_path)) == "bundle_not_pinned"
     assert fleet.calls == ["bundle", "reply"]
-    assert not tasks.seen
+    assert not desk.seen
 
 
-def test_a_bundle_is_hashed_once_for_a_run_and_a_refused_one_every_time() -> None:
+def test_a_bundle_is_hashed_once_for_a_run_and_a_refused_one_every_time(tmp_path: Path) -> None:
     settings = ConnectionSettings("127.0.0.1:1", Path("ca"), Path("key"), PINNED)
-    daemon = Daemon(Path("/nowhere"), settings, cast("Runner", Tasks()), threading.Event())
+    desk = Desk()
+    daemon = Daemon(tmp_path, settings, desk, threading.Event())
     fleet = Fleet(task(), "b" * 64)
     for bundle in ("b" * 64, PINNED, "b" * 64):
         fleet.bundle = bundle
         daemon._answer(cast("FleetConnection", fleet), Incoming(fleet.message, ObjectTree()))
 
-    assert [reply.has_error() for reply in fleet.replies] == [True, False, False]
+    assert [reason(reply) for reply in fleet.replies] == ["bundle_not_pinned", None, None]
     assert fleet.calls.count("bundle") == 2
 
 
-def test_a_refusal_of_the_task_is_passed_on_as_a_code() -> None:
-    tasks = Tasks(Outcome(None, "budget_exceeded limit=8", 0.1))
+def test_what_the_daemon_refuses_is_in_the_site_s_log(tmp_path: Path) -> None:
+    home = site_home(tmp_path)
+    fleet = Fleet(task("query.shell"))
+    settings = ConnectionSettings("127.0.0.1:1", home / "ca", home / "key", PINNED)
+    daemon = Daemon(home, settings, SiteBorder(home, InProcessWorker()), threading.Event())
 
-    assert reason(answer(Fleet(task()), tasks)) == "budget_exceeded limit=8"
+    daemon._answer(cast("FleetConnection", fleet), Incoming(fleet.message, ObjectTree()))
+
+    assert reason(fleet.replies[-1]) == "message_type_not_allowed"
+    assert [(e.event, e.fields["code"]) for e in AuditLog(home).entries()] == [("refused", "message_type_not_allowed")]
 
 
-def test_exception_text_never_crosses_even_if_the_runner_were_wrong() -> None:
-    assert reason(answer(Fleet(task()), Tasks(Outcome(None, CANARY, 0.1)))) == "internal_error"
+def test_a_crash_of_the_worker_is_in_the_site_s_log_and_leaves_as_a_code(tmp_path: Path) -> None:
+    study = small_study(description="open: be killed")
+    home = site_home(tmp_path, study)
+    runner = Runner("tests.tiny_worker:TinyWorker")
+    runner.start()
+
+    reply = SiteBorder(home, runner).respond(write_roll_call(study))
+
+    assert read_refusal(reply) == "task_crashed"
+    assert [(e.event, e.fields["code"]) for e in AuditLog(home).entries()] == [("refused", "task_crashed")]
+
+
+def test_a_site_whose_policy_cannot_be_read_answers_with_a_code(tmp_path: Path) -> None:
+    border = SiteBorder(tmp_path, InProcessWorker())
+
+    assert read_refusal(border.respond(RecordDict())) == "internal_error"
+    assert read_refusal(border.refuse(Refusal(RefusalCode.MESSAGE_TOO_LARGE))) == "internal_error"
 
 
 @pytest.mark.parametrize(("idle", "expected"), [(0.0, 0.05), (1.0, 0.05), (10.0, 0.5), (60.0, 3.0), (1e6, 3.0)])
@@ -168,7 +202,7 @@ def test_the_pause_is_a_twentieth_of_the_idle_time(idle: float, expected: float)
 def test_a_stop_interrupts_the_wait_and_nothing_else() -> None:
     stop = threading.Event()
     settings = ConnectionSettings("127.0.0.1:1", Path("ca"), Path("key"), PINNED)
-    daemon = Daemon(Path("/nowhere"), settings, cast("Runner", Tasks()), stop)
+    daemon = Daemon(Path("/nowhere"), settings, Desk(), stop)
 
     daemon.request_stop()
     assert stop.is_set()
@@ -188,27 +222,14 @@ def write_settings(home: Path, **changes: object) -> Path:
     return home
 
 
-def test_files_are_relative_to_the_home(tmp_path: Path) -> None:
-    settings = load_connection(write_settings(tmp_path, heartbeat_s=12.0))
+def test_a_site_with_a_wrong_key_in_its_policy_does_not_start(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home = write_settings(tmp_path)
+    (home / "site.yaml").write_text("site: north\npolicy:\n  max_epsilon_per_studdy: 3\n")
 
-    assert settings == ConnectionSettings("a:1", tmp_path / "ca.pem", tmp_path / "node.key", PINNED, heartbeat_s=12.0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [({"ca": None}, "'ca'"), ({"sperlink": "a:1"}, "'sperlink'"), ({"bundle_sha256": "abc"}, "bundle_sha256")],
-)
-def test_a_missing_unknown_or_malformed_key_is_named(tmp_path: Path, changes: dict[str, object], named: str) -> None:
-    with pytest.raises(InstallationError, match=named):
-        load_connection(write_settings(tmp_path, **changes))
-
-
-@pytest.mark.parametrize("text", ["", "- a", "{", "\x00"])
-def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "connection.yaml").write_text(text)
-
-    with pytest.raises(InstallationError):
-        load_connection(tmp_path)
+    assert main(["--home", str(home)]) == 2
+    assert "max_epsilon_per_study" in capfd.readouterr().err
 
 
 def test_a_daemon_without_settings_does_not_start(tmp_path: Path) -> None:
@@ -217,7 +238,7 @@ def test_a_daemon_without_settings_does_not_start(tmp_path: Path) -> None:
 
 def test_a_daemon_without_a_key_does_not_start(tmp_path: Path) -> None:
     home = write_settings(tmp_path)
-    daemon = Daemon(home, load_connection(home), cast("Runner", Tasks()), threading.Event())
+    daemon = Daemon(home, load_connection(home), Desk(), threading.Event())
 
     with pytest.raises(InstallationError, match="private key"):
         daemon.serve()
@@ -226,7 +247,7 @@ def test_a_daemon_without_a_key_does_not_start(tmp_path: Path) -> None:
 def test_a_daemon_without_an_authority_does_not_start(tmp_path: Path) -> None:
     home = write_settings(tmp_path)
     create_node_key(home / "node.key")
-    daemon = Daemon(home, load_connection(home), cast("Runner", Tasks()), threading.Event())
+    daemon = Daemon(home, load_connection(home), Desk(), threading.Event())
 
     with pytest.raises(InstallationError, match="CA certificate"):
         daemon.serve()
@@ -243,12 +264,12 @@ def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLinkPro
 
 
 class Running:
-    """A daemon in a thread, with a runner that runs nothing."""
+    """A daemon in a thread, before a site that answers everything."""
 
     def __init__(self, home: Path) -> None:
-        self.tasks = Tasks()
+        self.desk = Desk()
         self.stop = threading.Event()
-        daemon = Daemon(home, load_connection(home), cast("Runner", self.tasks), self.stop)
+        daemon = Daemon(home, load_connection(home), self.desk, self.stop)
         self._thread = threading.Thread(target=daemon.serve)
 
     def __enter__(self) -> Self:
@@ -270,8 +291,8 @@ def hostile_bundle(marker: Path) -> Bundle:
     return Bundle(data, hashlib.sha256(data).hexdigest())
 
 
-def ask(superlink: SuperLinkProcess, home: Path, bundle: Bundle) -> tuple[Message, Tasks]:
-    """Start a run with `bundle`, send one message to a daemon and return its reply and what its runner saw."""
+def ask(superlink: SuperLinkProcess, home: Path, bundle: Bundle) -> tuple[Message, Desk]:
+    """Start a run with `bundle`, send one message to a daemon and return its reply and what its site saw."""
     node = superlink.client.register(write_home(home, superlink), home.name)
     with (home / "connection.yaml").open("a") as file:
         file.write("wait_s: 0.3\n")
@@ -282,26 +303,26 @@ def ask(superlink: SuperLinkProcess, home: Path, bundle: Bundle) -> tuple[Messag
         for _ in range(100):
             for reply in grid.pull_messages(waiting):
                 daemon.stop.set()
-                return reply, daemon.tasks
+                return reply, daemon.desk
     pytest.fail("no reply")
 
 
 @pytest.mark.deployed
 def test_a_message_of_the_pinned_bundle_is_answered(superlink: SuperLinkProcess, tmp_path: Path) -> None:
-    reply, tasks = ask(superlink, tmp_path / "site", code_free_bundle())
+    reply, desk = ask(superlink, tmp_path / "site", code_free_bundle())
 
     assert reply.has_content()
-    assert tasks.seen[0][0].content == CONTENT
+    assert desk.seen == [CONTENT]
 
 
 @pytest.mark.deployed
 def test_bundle_with_another_digest_is_refused_and_never_imported(superlink: SuperLinkProcess, tmp_path: Path) -> None:
     marker = tmp_path / "imported"
 
-    reply, tasks = ask(superlink, tmp_path / "site", hostile_bundle(marker))
+    reply, desk = ask(superlink, tmp_path / "site", hostile_bundle(marker))
 
     assert reason(reply) == "bundle_not_pinned"
-    assert not tasks.seen
+    assert not desk.seen
     assert not marker.exists()
     assert not list(tmp_path.rglob("*.py"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pandas as pd
 import pytest
 from flwr.app import RecordDict
 
-from fedward_client.approvals import Approvals, Decision
+from fedward_client.approvals import Approvals
 from fedward_client.config import SiteConfig, write_site
+from fedward_client.decisions import Decision
 from fedward_client.ledger import Ledger
 from fedward_client.policy import Policy
 from fedward_client.site import Site, approve
@@ -22,7 +24,7 @@ from fedward_common.fixed_point import SCALE
 from fedward_common.models import initial_weights, parameter_spec
 from fedward_common.privacy import epsilon_of, round_spend
 from fedward_common.study import Study
-from fedward_common.wire import Update, read_enrolment, read_refusal, read_update, write_roll_call, write_task
+from fedward_common.wire import PROTOCOL, Update, read_enrolment, read_refusal, read_update, write_roll_call, write_task
 from tests.builders import COHORT, open_policy, private_study, site_home, small_study, table
 
 STUDY = small_study()
@@ -79,7 +81,7 @@ def test_study_that_nobody_approved_is_refused_before_any_data_is_opened(tmp_pat
 
 
 def test_study_beyond_policy_is_refused_before_approval_and_data_are_looked_at(tmp_path: Path) -> None:
-    home = site_home(tmp_path, STUDY, policy=Policy())
+    home = site_home(tmp_path, STUDY, policy=Policy(require_signature=False))
     (home / f"{COHORT}.csv").unlink()
     (home / "approvals.json").write_text("not read", encoding="utf-8")
     assert read_refusal(roll_call(home, STUDY)) == "privacy_required"
@@ -123,7 +125,8 @@ def test_site_that_the_study_does_not_name_refuses(tmp_path: Path) -> None:
 
 def test_cohort_that_is_not_registered_is_missing(tmp_path: Path) -> None:
     home = site_home(tmp_path)
-    Approvals(home).decide(STUDY, Decision("approved", "ann", "2026-11-23T12:00:00+00:00", "another", "0" * 64))
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    Approvals(home).decide(STUDY, Decision("approved", "ann", at, "another", "0" * 64))
     assert read_refusal(roll_call(home, STUDY)) == "cohort_missing"
 
 
@@ -291,10 +294,11 @@ def test_site_file_that_is_wrong_is_a_clear_error_and_nothing_is_admitted(
     assert "site.yaml" in caught.value.message
 
 
-def test_default_policy_applies_where_the_file_has_none(tmp_path: Path) -> None:
+def test_site_whose_file_has_no_policy_does_not_start(tmp_path: Path) -> None:
     write_site(tmp_path / "north", SiteConfig(site="north"))
     (tmp_path / "north" / "site.yaml").write_text("site: north\n", encoding="utf-8")
-    assert read_refusal(roll_call(tmp_path / "north", STUDY)) == "privacy_required"
+    with pytest.raises(LocalDataError, match="policy"):
+        Site(tmp_path / "north")
 
 
 def test_every_refusal_says_only_what_is_allowed(tmp_path: Path) -> None:
@@ -305,7 +309,7 @@ def test_every_refusal_says_only_what_is_allowed(tmp_path: Path) -> None:
         for reply in (roll_call(home, study), train(home, study)):
             assert "CANARY" not in repr(reply)
             assert dict(reply.config_records["fedward"]) == {
-                "protocol": 1,
+                "protocol": PROTOCOL,
                 "site": "north",
                 "refusal": "cohort_mismatch rule_count=5",
             }

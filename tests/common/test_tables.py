@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fedward_common.contract import validated
 from fedward_common.errors import LocalDataError, SchemaMismatchError
 from fedward_common.schema import CohortSchema
-from fedward_common.tables import complete_rows, encode, feature_names, read_table
+from fedward_common.tables import complete_rows, encode, feature_names, identifier_text, read_table
 from tests.builders import contract, table
 
 BASE = contract()["cohort"]
@@ -281,6 +281,70 @@ def test_rows_wider_than_the_header_are_refused_not_shifted(tmp_path: Path, text
     (tmp_path / "t.csv").write_text(text, encoding="utf-8")
     with pytest.raises(LocalDataError, match="more cells than there are column names"):
         read_table(tmp_path / "t.csv", names=names)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "names", "places"),
+    [
+        ("t.csv", "age,sex,age\n1,f,2\n", None, (1, 3)),
+        ("t.csv", "age, age\n1,2\n", None, (1, 2)),
+        ("t.csv", "\ufeffage,sex,stage,sex,age\n1,f,2,m,3\n", None, (2, 4)),
+        ("t.csv", '"a","a"\n1,2\n', None, (1, 2)),
+        ("t.tsv", "sex\tage\tage\n1\t2\t3\n", None, (2, 3)),
+        ("t.data", "1,2,3\n", ["a", "b", "a"], (1, 3)),
+    ],
+)
+def test_two_columns_of_one_name_are_refused_by_their_places(
+    tmp_path: Path, name: str, text: str, names: list[str] | None, places: tuple[int, int]
+) -> None:
+    """Pandas would rename the second one without a word, and nobody would know which of the two was trained on."""
+    (tmp_path / name).write_text(text, encoding="utf-8")
+
+    with pytest.raises(LocalDataError) as caught:
+        read_table(tmp_path / name, names=names)
+
+    assert caught.value.message == f"{name}: columns {places[0]} and {places[1]} have the same name"
+    assert "rename one of them" in caught.value.remedy
+
+
+def test_first_row_of_a_file_without_header_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("47371,47371,f\n47372,1,m\n", encoding="utf-8")
+
+    with pytest.raises(LocalDataError) as caught:
+        read_table(tmp_path / "t.csv")
+
+    assert "47371" not in caught.value.diagnostics()
+    assert "--columns" in caught.value.remedy
+
+
+def test_columns_without_a_name_are_nobody_s_double(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("age,,\n47,1,2\n", encoding="utf-8")
+
+    assert read_table(tmp_path / "t.csv")["age"].tolist() == ["47"]
+
+
+def test_a_column_that_pandas_would_have_made_is_a_column(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("age,age.1\n47,48\n", encoding="utf-8")
+
+    assert list(read_table(tmp_path / "t.csv").columns) == ["age", "age.1"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [(" 7 ", "7"), ("7.0", "7"), (7.0, "7"), (7, "7"), ("-7.00", "-7"), ("007", "007"), ("007.0", "007.0"),
+     ("7.5", "7.5"), ("P7.0", "P7.0"), ("7.", "7."), ("0.0", "0")],
+)  # fmt: skip
+def test_identifier_is_one_text_however_a_table_writes_it(cell: object, text: str) -> None:
+    assert identifier_text(cell) == text
+
+
+def test_rows_of_a_patient_stay_together_however_the_number_is_written() -> None:
+    frame = table(3).assign(patient=["7", "7.0", " 8"])
+
+    rows = encode(frame, schema(patient="patient"))
+
+    assert rows.identifiers == ("7", "8")
+    assert rows.patients.tolist() == [0, 0, 1]
 
 
 def test_byte_order_mark_and_spaces_after_the_separator_do_no_harm(tmp_path: Path) -> None:

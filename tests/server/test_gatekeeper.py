@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedward_common.errors import RejectedReply
 from fedward_common.fixed_point import SCALE, encode_weighted
@@ -15,6 +15,7 @@ from fedward_common.study import Study
 from fedward_common.wire import Enrolment, write_update
 from fedward_server.gatekeeper import Gatekeeper
 from tests.builders import small_study, update
+from tests.doubles import with_array
 
 NODE, OTHER = 7, 8
 DP = {"mechanism": "dp_sgd", "epsilon": 50.0, "delta": 1e-4, "clip_norm": 1.0, "noise_multiplier": 3.0}
@@ -69,7 +70,7 @@ def test_second_reply_is_refused(study: Study) -> None:
 
 def test_a_refused_reply_does_not_use_up_the_right_to_one(study: Study) -> None:
     gate = gatekeeper(study)
-    assert refused(gate, reply(study, weight=39)) == "weight"
+    assert refused(gate, reply(study, weight=41)) == "weight"
     assert gate.check(NODE, reply(study)).weight == 40
 
 
@@ -93,9 +94,33 @@ def test_another_sites_name_is_refused(study: Study) -> None:
     assert refused(gatekeeper(study), reply(study, site="south")) == "site"
 
 
-@pytest.mark.parametrize("weight", [-9, 0, 39, 41, 10**15])
-def test_weight_other_than_enrolled_is_refused(study: Study, weight: int) -> None:
+@pytest.mark.parametrize("weight", [-9, 0, 41, 10**15])
+def test_weight_above_the_enrolled_one_or_of_nobody_is_refused(study: Study, weight: int) -> None:
     assert refused(gatekeeper(study), reply(study, weight=weight)) == "weight"
+
+
+@pytest.mark.parametrize("weight", [1, 39])
+def test_a_site_whose_patients_opted_out_since_the_roll_call_is_heard(study: Study, weight: int) -> None:
+    taken = gatekeeper(study).check(NODE, write_update(update(study, weight=weight)))
+
+    assert taken.weight == weight
+
+
+def test_less_weight_lends_no_stronger_voice(study: Study) -> None:
+    """An entry that 40 patients may have is out of bounds for one: the mean stays within the bound of a change."""
+    bound = round(study.aggregation.update_bound * SCALE)
+    most = np.full(update(study).values.shape, 40 * bound, dtype=np.int64)
+
+    assert gatekeeper(study).check(NODE, reply(study, values=most)).weight == 40
+    assert refused(gatekeeper(study), reply(study, values=most, weight=39)) == "bound"
+    assert refused(gatekeeper(study), reply(study, values=most // 40 + 1, weight=1)) == "bound"
+
+
+def test_weight_cannot_shrink_where_every_site_counts_the_same() -> None:
+    study = small_study(aggregation={"weighting": "uniform"})
+
+    assert refused(gatekeeper(study), reply(study, weight=0)) == "weight"
+    assert refused(gatekeeper(study), reply(study, weight=2)) == "weight"
 
 
 @pytest.mark.parametrize(
@@ -121,19 +146,19 @@ def test_weight_follows_the_rule_and_its_cap(rule: dict[str, Any], patients: int
         np.full(8, np.nan, dtype=np.float32),
         np.zeros(7, dtype=np.int64),
         np.zeros(1, dtype=np.int64),
-        np.zeros((8, 1), dtype=np.int64),
+        np.zeros((8, 2), dtype=np.int64),
     ],
-    ids=["float32", "NaN", "too-short", "broadcastable", "a-column"],
+    ids=["float32", "NaN", "too-short", "broadcastable", "two-columns"],
 )
-def test_array_of_another_dtype_or_shape_is_refused(study: Study, array: np.ndarray[Any, Any]) -> None:
-    content = RecordDict({**reply(study), "update": ArrayRecord({"update": Array(array)})})
-    assert refused(gatekeeper(study), content) == "update"
+def test_vector_of_another_dtype_or_length_is_refused(study: Study, array: np.ndarray[Any, Any]) -> None:
+    assert refused(gatekeeper(study), with_array(lambda _: array)(reply(study))) == "update"
 
 
-def test_missing_record_is_refused(study: Study) -> None:
-    full = reply(study)
-    assert refused(gatekeeper(study), RecordDict({"fedward": full["fedward"]})) == "update"
-    assert refused(gatekeeper(study), RecordDict({"update": full["update"]})) == "protocol"
+def test_missing_record_or_vector_is_refused(study: Study) -> None:
+    header = dict(reply(study).config_records["fedward"])
+    del header["vector"]
+    assert refused(gatekeeper(study), RecordDict({"fedward": ConfigRecord(header)})) == "update"
+    assert refused(gatekeeper(study), RecordDict()) == "protocol"
 
 
 def test_extra_record_is_refused(study: Study) -> None:

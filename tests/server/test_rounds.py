@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
+from collections.abc import Iterable
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from flwr.app import ConfigRecord, Error, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedward_common.errors import CoordinatorError, QuorumLostError, Refusal, RefusalCode
 from fedward_common.models import initial_weights
@@ -335,4 +338,75 @@ def test_weight_stolen_between_enrolment_and_update_is_refused() -> None:
         return [Delivery(with_header(weight=400)(answer(study, exchange)))]
 
     closed = run(loop_of(study, {("south", 1): grown}))
-    assert closed[0].missing == {"south": "weight: weight 400 instead of the enrolled 40"}
+    assert closed[0].missing == {"south": "weight: weight 400, the site enrolled with 40"}
+
+
+# --------------------------------------------------------------------------------------------------- memory and pauses
+class OneByOne(ScriptedGrid):
+    """A grid that hands out one reply at a time, as the coordinator's does, and looks whether the last one is gone."""
+
+    alive: list[bool]
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._held: deque[Message] = deque()
+        self.forget()
+
+    def forget(self) -> None:
+        self.alive = []
+        self._last: weakref.ref[RecordDict] | None = None
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        if self._last is not None:
+            self.alive.append(self._last() is not None)
+        if not self._held:
+            self._held.extend(super().pull_messages(message_ids))
+            self._waiting = []
+        replies = [self._held.popleft()] if self._held else []
+        self._last = weakref.ref(replies[0].content) if replies else None
+        return replies
+
+
+def test_a_reply_is_gone_before_the_next_one_is_fetched() -> None:
+    """Of a large model there is one reply in memory at a time, however many sites answer."""
+    study = a_study()
+    fresh = {site: lambda exchange: [Delivery(answer(study, exchange))] for site in SITES}
+    grid = OneByOne(dict.fromkeys(SITES), fresh)
+    loop = RoundLoop(study, grid, grid.roster, aggregator_for(study), poll_seconds=0, clock=grid.clock)
+
+    loop.enrol()
+    grid.forget()  # an enrolment is small
+    closed = list(loop.rounds(initial_weights(study)))
+
+    assert [entry.accepted for entry in closed] == [SITES] * study.training.rounds
+    assert len(grid.alive) >= 2 * study.training.rounds
+    assert not any(grid.alive)
+
+
+def test_a_grid_that_waits_itself_is_asked_again_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("fedward_server.rounds.time.sleep", pauses.append)
+    clock = iter(range(0, 10_000, 5))
+    monkeypatch.setattr("fedward_server.rounds.time.monotonic", lambda: float(next(clock)))
+    study = a_study()
+    loop = loop_of(study, {"south": later(study, 3.5)})
+    loop.poll_seconds = 2.0
+
+    loop.enrol()
+
+    assert pauses
+    assert set(pauses) == {0.0}
+
+
+def test_a_grid_that_answers_at_once_is_asked_again_after_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("fedward_server.rounds.time.sleep", pauses.append)
+    monkeypatch.setattr("fedward_server.rounds.time.monotonic", lambda: 7.0)
+    study = a_study()
+    loop = loop_of(study, {"south": later(study, 3.5)})
+    loop.poll_seconds = 2.0
+
+    loop.enrol()
+
+    assert pauses
+    assert set(pauses) == {2.0}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedward_server.superlink import Doorbell, RouteFilter, Waiting
+from fedward_server.route_filter import Doorbell, RouteFilter, Waiting
 
 PULL, PUSH, OTHER = "/pull", "/push", "/other"
 
@@ -70,6 +70,14 @@ def test_only_listed_paths_and_bounded_bodies_pass(path: str, headers: dict[str,
 
     assert status(RouteFilter(inner, frozenset({OTHER}), max_body=1000), path, **headers) == expected
     assert inner.paths == ([OTHER] if expected == 200 else [])
+
+
+def test_a_path_may_have_a_smaller_limit_of_its_own() -> None:
+    inner = Inner()
+    app = RouteFilter(inner, frozenset({OTHER, PUSH}), max_body=1000, limits={PUSH: 10})
+
+    assert [status(app, PUSH, content_length=length) for length in ("10", "11", "1000")] == [200, 413, 413]
+    assert status(app, OTHER, content_length="1000") == 200
 
 
 def test_a_websocket_is_closed() -> None:

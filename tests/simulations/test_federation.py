@@ -11,15 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedward_client.cohorts import TableCohort
+from fedward_client.cohorts import open_cohort
+from fedward_client.readiness import assess
 from fedward_client.site import Site
-from fedward_common.errors import LocalDataError, SplitOverlapError, StudyError
+from fedward_common.errors import LocalDataError, SchemaMismatchError, SplitOverlapError, StudyError
 from fedward_common.schema import CohortSchema
 from fedward_common.tables import encode
+from fedward_common.wire import Task
 from fedward_conf.compose import compose_study
 from fedward_simulations.federation import Federation, Tables, assemble, data_folder, settle
 from fedward_simulations.plan import draft_plan
 from tests.builders import contract, open_policy, small_study, table
+from tests.pictures import digits_contract, digits_folder
 
 needs_heart_disease = pytest.mark.skipif(
     not (data_folder() / "heart_disease").is_dir(),
@@ -323,9 +326,9 @@ def test_every_site_gets_a_home_with_its_rows_its_policy_and_its_approval(tmp_pa
         site = Site(home)
         assert (site.config.site, site.config.policy.min_patients) == (name, 7)
         assert home.stat().st_mode & 0o077 == 0
-        patients = TableCohort(site.config.cohorts["cohort"], study.cohort, home).patients(8)
+        patients = open_cohort(site.config.cohorts["cohort"], study.cohort, home).patients(8)
         assert len(patients) == len(federation.tables[name])
-        assert site.enrol(study).patients == len(patients)
+        assert site.enrol(Task(study, 0, None)).patients == len(patients)
 
 
 def test_what_was_read_is_what_the_site_reads_again(tmp_path: Path) -> None:
@@ -337,5 +340,69 @@ def test_what_was_read_is_what_the_site_reads_again(tmp_path: Path) -> None:
     study = small_study(sites=["a", "b"], cohort={**contract()["cohort"], "patient": "patient"})
     home = settle(federation, study, open_policy(), tmp_path / "homes")["a"]
     expected = encode(federation.tables["a"], of)
-    patients = TableCohort(Site(home).config.cohorts["cohort"], of, home).patients(8)
+    patients = open_cohort(Site(home).config.cohorts["cohort"], of, home).patients(8)
     np.testing.assert_array_equal(np.sort(patients.features[:, 0], axis=0), np.sort(expected.features, axis=0))
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+PICTURES = small_study(cohort=digits_contract(), sites=["a", "b"])
+
+
+def pictured(folder: Path) -> Tables:
+    """Write a hundred digits into one folder and return a source that gives them to two sites."""
+    whole = digits_folder(folder, 100)
+    whole.head(60).to_csv(folder / "a.csv", index=False)
+    whole.tail(40).to_csv(folder / "b.csv", index=False)
+    return Tables(kind="tables", folder=str(folder), tables={"a": "a.csv", "b": "b.csv"})
+
+
+def test_sites_of_pictures_get_a_folder_of_their_own_with_theirs_alone(tmp_path: Path) -> None:
+    federation = assemble(pictured(tmp_path / "digits"), PICTURES.cohort, seed=1)
+    homes = settle(federation, PICTURES, open_policy(), tmp_path / "homes")
+
+    for name, home in homes.items():
+        theirs = {path.relative_to(home / "images").as_posix() for path in (home / "images").rglob("*.png")}
+        assert theirs == set(federation.tables[name]["file"])
+        found = Site(home).config.cohorts["cohort"]
+        cohort = open_cohort(found, PICTURES.cohort, home)
+        assert len(cohort.patients(8)) == len(federation.tables[name])
+        assert Site(home).enrol(Task(PICTURES, 0, None)).patients == len(cohort.identities())
+        assert assess(found, PICTURES.cohort, home).ready
+    assert len(federation.hold_out.centres) == 20
+    assert federation.hold_out.rows.features.shape[1] == 65
+
+
+def test_what_a_site_reads_again_of_its_pictures_is_what_was_kept(tmp_path: Path) -> None:
+    federation = assemble(pictured(tmp_path / "digits"), PICTURES.cohort, seed=1)
+    home = settle(federation, PICTURES, open_policy(), tmp_path / "homes")["a"]
+    cohort = open_cohort(Site(home).config.cohorts["cohort"], PICTURES.cohort, home)
+    kept = (cohort.patients(8).features, cohort.identities())
+
+    read = cohort.load()
+
+    np.testing.assert_array_equal(kept[0][:, 0], read.rows.features)
+    np.testing.assert_array_equal(kept[1], read.identities)
+
+
+@pytest.mark.parametrize("patient", [None, "patient"])
+def test_identities_in_a_simulation_are_those_of_a_hospital(tmp_path: Path, patient: str | None) -> None:
+    """Kept for all sites in one go, or read by each for itself."""
+    study = small_study(cohort={"patient": patient}, sites=["a", "b"])
+    sources = write(tmp_path / "tables", a=table(40, 1, patients=20), b=table(30, 2, patients=20))
+    for name, home in settle(assemble(sources, study.cohort, seed=1), study, open_policy(), tmp_path / "h").items():
+        cohort = open_cohort(Site(home).config.cohorts["cohort"], study.cohort, home)
+        assert (cohort.identities() == cohort.load().identities).all(), name
+
+
+def test_site_whose_pictures_are_broken_refuses_for_itself(tmp_path: Path) -> None:
+    source = pictured(tmp_path / "digits")
+    frame = pd.read_csv(tmp_path / "digits" / "b.csv", dtype=str)
+    frame.loc[[0], "file"], frame.loc[[1], "file"] = "../secret.png", "gone.png"
+    frame.to_csv(tmp_path / "digits" / "b.csv", index=False)
+
+    federation = assemble(source, PICTURES.cohort, seed=1)
+    home = settle(federation, PICTURES, open_policy(), tmp_path / "homes")["b"]
+
+    assert sorted(federation.rejected["b"].counts.values()) == [1, 1]
+    with pytest.raises(SchemaMismatchError):
+        Site(home).enrol(Task(PICTURES, 0, None))
