@@ -137,14 +137,15 @@ class Ledger:
             stamp: when.
 
         Raises:
-            Refusal: ``round_replayed`` if this round was debited before, ``budget_exceeded`` if the account is not
-                open, all its rounds are spent or a patient has not enough left, ``budget_untrusted``.
+            Refusal: ``round_replayed`` if this round or a later one was debited before, ``budget_exceeded`` if the
+                account is not open, all its rounds are spent or a patient has not enough left, ``budget_untrusted``.
         """
         with self._file.writing() as database:
             books, snapshot = self._with(database, identities)
             debited = _rounds(database, RESERVED, study)
-            if round_ in debited:
-                raise Refusal(RefusalCode.ROUND_REPLAYED, "this round was debited before", fields={"round": round_})
+            if round_ <= max(debited, default=0):
+                what = "this round, or a later one, was debited before"
+                raise Refusal(RefusalCode.ROUND_REPLAYED, what, fields={"round": round_})
             account = books.account(study)
             if account is None or account.closed or len(debited) >= account.terms.rounds:
                 what = "no round is left in the study's account"

@@ -58,6 +58,8 @@ _CROSSING: Final = re.compile(r"[a-z_]+( (asked|key|limit|round|rule_count)=[A-Z
 _HEADER: Final = "fedward"
 _MODEL, _UPDATE = np.dtype("<f4"), np.dtype("<i8")
 _METRICS: Final = frozenset({"loss"})
+_ROLL_CALL_KEYS: Final = frozenset({"protocol", "study", "round", "signatures"})
+_TASK_KEYS: Final = _ROLL_CALL_KEYS | VECTOR_KEYS
 _ENROLMENT_KEYS: Final = frozenset({"protocol", "site", "digest", "patients", "version"})
 _UPDATE_KEYS: Final = frozenset({"protocol", "site", "digest", "round", "weight", "steps"}) | VECTOR_KEYS | _METRICS
 
@@ -142,12 +144,12 @@ def read_task(content: RecordDict) -> Task:
     if not 0 <= round_ <= study.training.rounds:
         raise Refusal(RefusalCode.ROUND_OUT_OF_RANGE, fields={"asked": round_, "limit": study.training.rounds})
     if round_ == 0:
-        _refuse_more_records(content, [])
+        _refuse_more(content, _ROLL_CALL_KEYS)
         return Task(study, 0, None, signatures)
     from fedward_common.models import parameter_spec  # noqa: PLC0415  (models import study; keeps wire's own imports light)
 
     size = parameter_spec(study).size
-    _refuse_more_records(content, part_names(size * _MODEL.itemsize))
+    _refuse_more(content, _TASK_KEYS, part_names(size * _MODEL.itemsize))
     try:
         weights = unpack(content, header, dtype=_MODEL, length=size)
     except ValueError as error:
@@ -171,10 +173,12 @@ def _task_header(content: RecordDict) -> ConfigRecord:
     return header
 
 
-def _refuse_more_records(content: RecordDict, parts: Sequence[str]) -> None:
-    unknown = set(content) - {_HEADER, *parts}
-    if unknown:
-        raise Refusal(RefusalCode.MESSAGE_INVALID, f"{len(unknown)} records that no task has")
+def _refuse_more(content: RecordDict, keys: frozenset[str], parts: Sequence[str] = ()) -> None:
+    """Return if there are no other records, and no other entries in the header, than a task has."""
+    if more := set(content) - {_HEADER, *parts}:
+        raise Refusal(RefusalCode.MESSAGE_INVALID, f"{len(more)} records that no task has")
+    if more := set(_header(content) or ()) - keys:
+        raise Refusal(RefusalCode.MESSAGE_INVALID, f"{len(more)} entries that no task has")
 
 
 def _signatures(header: ConfigRecord) -> tuple[Signature, ...]:

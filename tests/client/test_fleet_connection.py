@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib
+import itertools
 import operator
 import ssl
 import threading
@@ -48,11 +49,13 @@ class Store:
     def __init__(self, objects: dict[str, bytes]) -> None:
         self.objects = objects
         self.confirmed = 0
+        self._pulled = itertools.count()  # objects are pulled by several threads; a count is one step for them
         self.pulled = 0
 
     def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:  # noqa: N802  (Flower's name)
         content = self.objects.get(request.object_id)
-        self.pulled += content is not None
+        if content is not None:
+            self.pulled = next(self._pulled) + 1
         return PullObjectResponse(
             object_found=content is not None, object_available=True, object_content=content or b""
         )

@@ -21,6 +21,7 @@ from fedward_client.flower_adapter import (
     pack_reply,
 )
 from fedward_client.flower_adapter.calls import BoundedClient
+from fedward_client.flower_adapter.codec import UNKNOWN_TYPE
 from fedward_common.errors import Refusal, RefusalCode
 from fedward_common.flower_adapter import INLINE_BYTES, assume_identity, detached_message
 
@@ -36,6 +37,11 @@ class SuperLink:
         self.calls: list[str] = []
         self.pushed: list[str] = []
         self.announced: fleet_pb2.PushMessagesRequest | None = None
+        self.waiting = fleet_pb2.PullMessagesResponse()
+
+    def PullMessages(self, _: object) -> fleet_pb2.PullMessagesResponse:  # noqa: N802
+        self.calls.append("pull")
+        return self.waiting
 
     def ConfirmMessageReceived(self, _: object) -> None:  # noqa: N802  (Flower's names)
         self.calls.append("confirm")
@@ -91,6 +97,29 @@ def test_nothing_of_it_is_read_before_the_message_is_admitted() -> None:
     assert found.content
     with pytest.raises(Refusal) as refused:
         connection(SuperLink()).fetch(found)
+    assert refused.value.reason is RefusalCode.MESSAGE_INVALID
+
+
+@pytest.mark.parametrize("kind", ["", "shell", "train.", "os.system", "train.a.b", "évaluer", "x" * 100_000])
+def test_a_type_of_which_flower_makes_no_message_is_one_that_can_be_refused(kind: str) -> None:
+    """Flower raises ValueError; raised here it would end the daemon."""
+    head = message_to_proto(detached_message(CONTENT, source=1, target=NODE))
+    head.metadata.message_type = kind
+
+    assert announced(head, ObjectTree()).head.metadata.message_type == UNKNOWN_TYPE
+
+
+def test_an_announcement_without_a_tree_has_no_content() -> None:
+    superlink = SuperLink()
+    message = detached_message(CONTENT, source=1, target=NODE)
+    superlink.waiting = fleet_pb2.PullMessagesResponse(messages_list=[message_to_proto(message)])
+    superlink.waiting.messages_list[0].ClearField("content")
+
+    found = connection(superlink).receive()
+
+    assert found is not None
+    with pytest.raises(Refusal) as refused:
+        connection(superlink).fetch(found)
     assert refused.value.reason is RefusalCode.MESSAGE_INVALID
 
 

@@ -171,6 +171,18 @@ class BoundedClient(FleetHttpClient):
             event_hooks={"response": [_bounded(limits.response_bytes), self._note_peer]},
         )
 
+    def _unary_unary(self, **call: Any) -> Any:
+        """Make one request; an answer that is no message is an error on the wire, as one that is cut short.
+
+        Raises:
+            httpx.HTTPError: as Flower's own, and for bytes that are no message.
+        """
+        try:
+            return super()._unary_unary(**call)
+        except ValueError as error:
+            msg = "the SuperLink's answer is no message"
+            raise httpx.RemoteProtocolError(msg) from error
+
     def _note_peer(self, response: httpx.Response) -> None:
         stream = response.extensions.get("network_stream")
         tls: Any = stream.get_extra_info("ssl_object") if stream else None

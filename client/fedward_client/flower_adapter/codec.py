@@ -6,13 +6,16 @@ import hashlib
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from flwr.app import Message, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
+from flwr.app.metadata import validate_message_type
 from flwr.common.serde import message_to_proto, recorddict_from_proto
 from flwr.common.serde_utils import metadata_from_proto, metadata_to_proto
 from flwr.proto import fleet_pb2
 from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import Metadata as ProtoMetadata
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.supercore.inflatable import inflatable_object, inflatable_utils
@@ -21,7 +24,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from fedward_common.errors import Refusal, RefusalCode
 from fedward_common.flower_adapter import INLINE_BYTES
 
-__all__ = ["Incoming", "PackedReply", "announced", "inflate", "opened", "pack_reply"]
+__all__ = ["UNKNOWN_TYPE", "Incoming", "PackedReply", "announced", "inflate", "opened", "pack_reply"]
+
+UNKNOWN_TYPE: Final = "query.unknown"
+"""Stands for every message type of which Flower makes no message, so that it can be refused."""
 
 _LENGTH = struct.Struct(">Q")
 
@@ -66,8 +72,13 @@ class Incoming:
 
 
 def announced(head: ProtoMessage, tree: ObjectTree) -> Incoming:
-    """Return a message as the SuperLink announces it."""
-    empty = make_message(metadata_from_proto(head.metadata), content=RecordDict())
+    """Return a message as the SuperLink announces it; one of a type that Flower does not know is of `UNKNOWN_TYPE`."""
+    metadata = head.metadata
+    if not validate_message_type(metadata.message_type):
+        metadata = ProtoMetadata()
+        metadata.CopyFrom(head.metadata)
+        metadata.message_type = UNKNOWN_TYPE
+    empty = make_message(metadata_from_proto(metadata), content=RecordDict())
     return Incoming(empty, tree, head.content.SerializeToString(deterministic=True))
 
 

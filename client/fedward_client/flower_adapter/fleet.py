@@ -19,7 +19,7 @@ from flwr.app import Message
 from flwr.proto import fleet_pb2
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.inflatable import inflatable_object, inflatable_protobuf_utils, inflatable_utils
@@ -122,7 +122,8 @@ class FleetConnection:
         response = self._call(self.client.PullMessages, fleet_pb2.PullMessagesRequest(node=self._node))
         if not response.messages_list:
             return None
-        return announced(response.messages_list[0], response.message_object_trees[0])
+        trees = response.message_object_trees  # without one, the message has no content and is refused as such
+        return announced(response.messages_list[0], trees[0] if trees else ObjectTree())
 
     def fetch(self, incoming: Incoming, store: ObjectStore | None = None) -> Message:
         """Return the message with its content, checked against its SHA-256 and `limits`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -54,6 +53,7 @@ _ROUTES: Final[Mapping[str, Case]] = {
     "type_with_an_action": Case(_C.MESSAGE_TYPE_NOT_ALLOWED, of.told(message_type="train.shell")),
     "type_of_flower_s_own": Case(_C.MESSAGE_TYPE_NOT_ALLOWED, of.told(message_type="reconnect")),
     "type_that_flower_does_not_know": Case(_C.MESSAGE_TYPE_NOT_ALLOWED, of.told(message_type="shell")),
+    "announcement_without_metadata": Case(_C.MESSAGE_TYPE_NOT_ALLOWED, of.headless),
     "type_that_is_empty": Case(_C.MESSAGE_TYPE_NOT_ALLOWED, of.told(message_type="")),
 }
 
@@ -290,7 +290,6 @@ answers each once."""
 OUTAGES: Final[Mapping[str, tuple[str, Raw]]] = {
     "announcement_that_is_garbage": ("pull-messages", Raw(b"\xff" * 64)),
     "announcement_of_other_bytes": ("pull-messages", Raw(b"\x12\x03abc")),
-    "announcement_without_metadata": ("pull-messages", Raw(b"\x12\x00\x1a\x00")),
     "announcement_of_text_that_is_no_utf_8": ("pull-messages", Raw(b"\x12\x06\x0a\x04\x12\x02\xff\xfe\x1a\x00")),
     "announcement_of_a_tree_5000_deep": ("pull-messages", Raw(wire.deep_announcement(5000))),
     "announcement_that_is_a_redirect": (

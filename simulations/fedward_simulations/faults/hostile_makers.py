@@ -36,6 +36,7 @@ __all__ = [
     "forged",
     "headed",
     "header",
+    "headless",
     "inlined",
     "lied_about_bundle",
     "looser",
@@ -137,6 +138,11 @@ def told(**metadata: Any) -> Make:
     return make
 
 
+def headless(target: Target) -> Parcel:
+    """Return a task whose announcement says nothing of it."""
+    return replace(target.parcel(target.task()), metadata={})
+
+
 def asking(**changes: Any) -> Make:
     """Return the maker of a roll call for a study with other terms."""
     return lambda target: target.roll_call(hostile_study(**changes))
@@ -202,7 +208,7 @@ def forged(which: int, change: Callable[[bytes], bytes]) -> Make:
 def emptied(target: Target) -> Parcel:
     """Return a task of which nothing is handed out but an empty object under the message's name."""
     sent = target.parcel(target.task())
-    return replace(sent, objects={name: b"" for name in wire.tree_ids(sent.tree)[-1:]})
+    return replace(sent, objects=dict.fromkeys(wire.tree_ids(sent.tree)[-1:], b""))
 
 
 def swapped(target: Target) -> Parcel:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -97,16 +97,21 @@ class Siege:
         target = self._target
         spent = [round_ for _, round_ in target.debits()]
         content = target.task(max(spent, default=0) + 1) if mutation.task else target.roll_call()
-        sent = mutation.apply(content, target.parcel)
-        meaning = meaning_of(sent, target.study, NODE, self._parameters, spent)
+        sent, cached = mutation.apply(content, target.parcel)
+        meaning, from_cache = (
+            meaning_of(parcel, target.study, NODE, self._parameters, spent) for parcel in (sent, cached)
+        )
         try:
             verdict = target.deliver(sent)
         except SiteDownError as error:
             self.figures.messages += 1
             self.figures.failures.append(f"{mutation!r}: {error}")
-            self._stack.close()
+            with suppress(SiteDownError):
+                self._stack.close()
             self._settle()
             return [str(error)]
+        if meaning is Meaning.HOSTILE and verdict.code is None:
+            meaning = from_cache
         if meaning is Meaning.HOSTILE:
             objections = verdict.objections()
             self.figures.count(repr(mutation), verdict, objections)

@@ -45,15 +45,20 @@ class Mutation:
     def __repr__(self) -> str:
         return f"{'task' if self.task else 'roll call'}: {'; '.join(self.names)}"
 
-    def apply(self, content: RecordDict, pack: Callable[[RecordDict], Parcel]) -> Parcel:
-        """Return the honest `content` after everything that is done to it, packed in between."""
+    def apply(self, content: RecordDict, pack: Callable[[RecordDict], Parcel]) -> tuple[Parcel, Parcel]:
+        """Return the honest `content` after all that is done to it, packed in between; and as it is announced.
+
+        The second one has every object whole that the first one's tree announces and that was there when it was
+        packed: a site that had such an object in its cache never asks for it again.
+        """
         records: Records = dict(content)
         for change in self.on_records:
             change(records)
         sent = pack(RecordDict({name: record for name, record in records.items() if record is not None}))
+        whole = dict(sent.objects)
         for alter in self.on_bytes:
             sent = alter(sent)
-        return sent
+        return sent, replace(sent, objects={**sent.objects, **whole})
 
 
 # ---------------------------------------------------------------------------------------------------------- records
@@ -80,6 +85,8 @@ _records: st.SearchStrategy[Any] = (
 
 def _on_header(change: Callable[[dict[str, Any]], None]) -> OnRecords:
     def apply(records: Records) -> None:
+        if not isinstance(records.get("fedward", ConfigRecord()), ConfigRecord):
+            return  # another mutation has put another kind of record there
         header = dict(records.get("fedward") or {})
         change(header)
         records["fedward"] = ConfigRecord({key: value for key, value in header.items() if value is not None})

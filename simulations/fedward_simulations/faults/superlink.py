@@ -108,6 +108,12 @@ class HostileSuperLink:
         with self._changed:
             return self._changed.wait_for(lambda: self.calls.get(call, 0) >= count, timeout_s)
 
+    def answer_next(self, call: str, raw: Raw) -> None:
+        """Answer the next request of this call, or the one that is kept waiting now, with `raw`."""
+        with self._changed:
+            self.raw[call] = raw
+            self._changed.notify_all()
+
     def wake(self) -> None:
         """Answer whoever is kept waiting."""
         with self._changed:
