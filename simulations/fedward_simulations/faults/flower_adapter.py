@@ -135,14 +135,18 @@ def tree_ids(tree: Tree | None) -> list[str]:
 
 
 def with_object(sent: Parcel, name: str, content: bytes) -> Parcel:
-    """Return a parcel in which the object `name` has other content, and everything above it the digests that follow."""
+    """Return a parcel in which the object `name` has other content, and everything above it the digests that follow.
+
+    An object above it that is not handed out stays away, under the digest that it was announced by.
+    """
     objects, tree = dict(sent.objects), sent.tree
     renamed = {name: digest_of(content)}
     objects.pop(name)
     objects[renamed[name]] = content
     for parent in _ancestors(tree, name):
-        old = objects.pop(parent)
-        new = old
+        if parent not in objects:
+            break
+        new = objects.pop(parent)
         for former, later in renamed.items():
             new = new.replace(former.encode(), later.encode())
         renamed[parent] = digest_of(new)
