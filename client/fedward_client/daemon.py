@@ -49,6 +49,7 @@ from fedward_client.worker import Worker
 from fedward_common.certificates import issued_by
 from fedward_common.enrolment import Reminder
 from fedward_common.errors import FedwardError, Refusal, RefusalCode, TransportError
+from fedward_common.files import replace_file
 from fedward_common.wire import read_refusal
 
 __all__ = [
@@ -367,7 +368,7 @@ class Daemon:
 
     def _remember_node(self, node_id: int) -> None:
         with contextlib.suppress(OSError):  # only a convenience after a crash
-            (self._home / "node_id").write_text(f"{node_id}\n", encoding="ascii")
+            replace_file(self._home / "node_id", f"{node_id}\n".encode("ascii"))
 
 
 def _key(incoming: Incoming) -> Key:

@@ -259,7 +259,7 @@ def note_peer(home: Path, certificate: bytes) -> None:
     path, pem = home / "server.pem", ssl.DER_cert_to_PEM_cert(certificate).encode("ascii")
     with contextlib.suppress(OSError):
         if not path.exists() or path.read_bytes() != pem:
-            replace_file(path, pem, mode=0o644)
+            replace_file(path, pem)
 
 
 class KeyFile:
@@ -322,7 +322,7 @@ def _pending_key(home: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def _write_membership(home: Path, invite: Invite, authority: bytes, admission: Admission, detour: Detour) -> None:
-    replace_file(home / "ca.pem", authority, mode=0o644)
+    replace_file(home / "ca.pem", authority)
     write_connection(
         home,
         {

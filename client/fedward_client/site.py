@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,7 @@ from fedward_common.errors import FedwardError, LocalDataError, Refusal, Refusal
 from fedward_common.fixed_point import encode_weighted
 from fedward_common.privacy import round_spend
 from fedward_common.study import DpSgd, Study
+from fedward_common.study_file import Signature
 from fedward_common.wire import (
     Enrolment,
     Task,
@@ -204,20 +205,20 @@ class Site:
             admit(study, self.config.site, policy, signatures=task.signatures, now=local_time(policy, now))
         except Refusal as refusal:
             if refusal.reason not in UNTRUSTED:
-                self._propose(task)
+                self.propose(study, task.signatures)
             raise
         rule = Rule(policy.approvals_needed, policy.approval_days)
         found = standing(self.approvals.decisions(study.digest), rule, now)
         if found.state != "approved":
-            self._propose(task)
+            self.propose(study, task.signatures)
             raise Refusal(RefusalCode.AWAITING_APPROVAL, found.reason)
         admit_use(study, found.cohort, policy)
         return found.cohort, found.fingerprint
 
-    def _propose(self, task: Task) -> None:
-        """Keep a study of somebody trusted, with the signatures that count here, for the staff to look at."""
-        study, trusted = task.study, self.config.policy.signers
-        if self.approvals.propose(study, [s for s in task.signatures if signers_of(study, [s], trusted)]):
+    def propose(self, study: Study, signatures: Sequence[Signature]) -> None:
+        """Keep a study of somebody trusted, with those of its signatures that count here, for the staff to look at."""
+        trusted = self.config.policy.signers
+        if self.approvals.propose(study, [s for s in signatures if signers_of(study, [s], trusted)]):
             self.audit.append("proposed", at=_now(), study=study.digest, name=study.name)
 
     @contextmanager

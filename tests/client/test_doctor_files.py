@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedward_client.audit import AuditLog
+from fedward_client.cohorts import OptOuts
 from fedward_client.config import create_site
 from fedward_client.doctor import files
 from fedward_client.doctor.place import Place
@@ -392,3 +393,13 @@ def test_looking_changes_nothing(home: Path) -> None:
         found(check, home)
 
     assert contents() == before
+
+
+def test_a_new_site_has_nothing_to_be_warned_of(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    create_site(home, "north")
+    AuditLog(home).append("site made", at="2026-11-24T00:00:00+00:00", name="north")
+    OptOuts(home).add(["4711"])
+    (home / "approvals.lock").touch(mode=0o644)
+
+    assert one(files.permissions, home).level is Level.PASS

@@ -285,6 +285,30 @@ def test_study_file_can_be_looked_at_before_the_centre_sends_it(tmp_path: Path) 
     assert Approvals(home).proposals() == []
 
 
+def test_study_file_can_be_approved_before_the_centre_sends_it(tmp_path: Path) -> None:
+    home = site(tmp_path, policy=SIGNED_ONLY)
+    file = tmp_path / "from-a-mail.json"
+    file.write_bytes(StudyFile(STUDY).signed(CENTRE).dump())
+
+    text(home, "approve", str(file), "--cohort", COHORT)
+
+    (kept,) = Approvals(home).proposals()
+    assert (kept.study, kept.signatures) == (STUDY, StudyFile(STUDY).signed(CENTRE).signatures)
+    assert [decision.answer for decision in kept.decisions] == ["approved"]
+
+
+def test_study_file_that_the_policy_refuses_is_neither_approved_nor_kept(tmp_path: Path) -> None:
+    home = site(tmp_path, policy=SIGNED_ONLY)
+    file = tmp_path / "unsigned.json"
+    file.write_bytes(StudyFile(STUDY).dump())
+
+    refused = error(home, "approve", str(file), "--cohort", COHORT)
+
+    assert isinstance(refused, Refusal)
+    assert refused.reason == RefusalCode.STUDY_UNSIGNED
+    assert Approvals(home).proposals() == []
+
+
 def test_forged_signature_in_a_study_file_is_told(tmp_path: Path) -> None:
     home = site(tmp_path, policy=SIGNED_ONLY)
     file = tmp_path / "forged.json"

@@ -8,6 +8,7 @@ which of them are used. The number of patients that a site tells the coordinator
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +73,7 @@ class OptOuts:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Let one process at a time change the list: nobody's wish is lost."""
-        with self._path.with_suffix(".lock").open("w") as lock:
+        with os.fdopen(os.open(self._path.with_suffix(".lock"), os.O_CREAT | os.O_WRONLY, 0o600), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

@@ -114,9 +114,12 @@ def approve(
     by: By,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Let a study train on a cohort as it is now; one changed byte of either and it waits again."""
+    """Let a study train on a cohort as it is now; one changed byte of either and it waits again.
+
+    A study file counts as if the centre had sent it, so that the first round need not wait for somebody.
+    """
     site = Site(home)
-    proposal = site.approvals.find(study)
+    proposal = proposed_or_filed(home, study)
     found, policy, moment = proposal.study, site.config.policy, datetime.now(UTC)
     for refusal in objections(found, site.config.site, policy, signatures=proposal.signatures):
         raise refusal  # a yes to what the policy refuses would change nothing
@@ -128,6 +131,7 @@ def approve(
         raise LocalDataError(msg, remedy="somebody else has to, under an account of their own")
     stands = standing((*proposal.decisions, decision), rule, moment)
     count = {"detail": f"{len(stands.by)} of {stands.needed}"} if stands.needed > 1 else {}
+    site.propose(found, proposal.signatures)
     site.audit.append("approved", at=decision.at, study=found.digest, cohort=cohort, name=_name(decision), **count)
     site.approvals.decide(found, decision)  # after the log: no approval is in force that is not in it
     typer.echo(f"{stands.words}: {found.name} {found.digest[:12]} on {cohort}")

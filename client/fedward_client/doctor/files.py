@@ -27,6 +27,7 @@ __all__ = ["audit", "cohorts", "enrolment", "ledger", "permissions", "policy"]
 
 _MOST_FILES: Final = 100_000
 _SECRET_NAMES: Final = frozenset({"opt-out.txt"})
+_PUBLIC: Final = frozenset({".pub", ".lock"})  # made to be given away, or empty
 _SECRET_FOLDERS: Final = frozenset({"cache"})  # patients' rows, encoded
 _RESTORE: Final = "stop the daemon and restore the file from a backup; fedward client audit verify says what it lacks"
 
@@ -104,7 +105,8 @@ def _kept(path: Path, home: Path) -> Kept | None:
         ".key" in path.suffixes or path.name in _SECRET_NAMES or inside.parts[0] in _SECRET_FOLDERS
     )
     name = str(path if path == home else inside)
-    return Kept(name, stat.S_IMODE(found.st_mode), found.st_uid, secret=secret)
+    public = path.suffix in _PUBLIC and not secret
+    return Kept(name, stat.S_IMODE(found.st_mode), found.st_uid, secret=secret, public=public)
 
 
 def _name(owner: int) -> str:

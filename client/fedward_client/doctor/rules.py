@@ -176,13 +176,14 @@ def shared_memory(total: int) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A file or folder of a site: its name, permission bits, owner's number and whether it holds a secret."""
+    """A file or folder of a site: its name, permission bits, owner's number, and whether it is secret or public."""
 
     name: str
     mode: int
     owner: int
     secret: bool = False
     folder: bool = False
+    public: bool = False
 
 
 def modes(home: Kept, inside: Iterable[Kept], names: Mapping[int, str]) -> list[Finding]:
@@ -190,7 +191,7 @@ def modes(home: Kept, inside: Iterable[Kept], names: Mapping[int, str]) -> list[
 
     Everything belongs to the owner of `home`. A secret is closed to everybody else (0600), and nothing can be written
     by anybody else. What is readable by others fails where they also reach it, that is, where `home` is open to them;
-    behind a closed home it is a warning.
+    behind a closed home it is a warning. What is public may be read by anybody.
 
     Args:
         home: the site's folder.
@@ -202,7 +203,7 @@ def modes(home: Kept, inside: Iterable[Kept], names: Mapping[int, str]) -> list[
     stranger = [k for k in kept if k.owner != home.owner]
     secret = [k for k in kept if k.secret and k.mode & 0o077]
     writable = [k for k in kept if k.mode & 0o022 and k not in secret]
-    readable = [k for k in kept if k.mode & 0o044 and k not in secret and k not in writable]
+    readable = [k for k in kept if k.mode & 0o044 and not k.public and k not in secret and k not in writable]
     owner = names.get(home.owner, str(home.owner))
     groups = (
         (stranger, Level.FAIL, f"not owned by {owner}, who owns {home.name}", f"chown -R {owner} {home.name}"),
