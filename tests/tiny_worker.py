@@ -11,6 +11,7 @@ import os
 import random
 import resource
 import signal
+import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -46,8 +47,8 @@ def misbehave(how: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case ["hang"]:
             time.sleep(600)
-        case ["burn"]:
-            burn()
+        case ["burn" | "stammer"]:
+            (burn if how == "burn" else stammer)()
         case ["grow", mib]:
             grow(int(mib))
         case ["reserve", mib]:  # at once, as address space
@@ -57,6 +58,14 @@ def misbehave(how: str) -> None:
             os.write(2, CANARY.encode())
         case [attempt, *arguments] if attempt in ATTEMPTS:
             ATTEMPTS[attempt](*arguments)
+
+
+def stammer() -> None:
+    """Die in the middle of an answer."""
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    (pipe,) = (int(link.name) for link in links if str(link.readlink()).startswith("socket:"))
+    os.write(pipe, struct.pack("!i", 37) + b"C")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def burn() -> None:

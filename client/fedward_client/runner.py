@@ -58,6 +58,7 @@ _IDENTITY_BYTES: Final = 16
 _DIGEST_BYTES: Final = 32
 _MAX_PATIENTS: Final = 1 << 24
 _CODE_BYTES: Final = 1 << 16
+_TOO_LONG: Final = "bad message length"  # what `Connection.recv_bytes` raises says no more
 _LOOK_S: Final = 0.05
 _START_S: Final = 120.0
 _KILLS: Final = Path("/proc/vmstat")
@@ -215,8 +216,9 @@ class _Task:
             answer = self._child.pipe.recv_bytes(limit)
         except EOFError:
             self._fail()
-        except OSError:
-            self._fail(("oversized", RefusalCode.UPDATE_OUT_OF_BOUNDS))
+        except OSError as error:  # an answer that is too long; else a child that died in its middle, or unheard
+            oversized = str(error) == _TOO_LONG
+            self._fail(("oversized", RefusalCode.UPDATE_OUT_OF_BOUNDS) if oversized else None)
         self._look()  # a short task may end between two looks of the watcher
         return answer
 

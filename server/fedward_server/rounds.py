@@ -39,8 +39,10 @@ _NO_REPLY = "no_reply_before_the_deadline"
 _TRANSPORT = "transport_error"
 _TRANSIENT = {
     RefusalCode.TASK_CRASHED, RefusalCode.TASK_TIMED_OUT, RefusalCode.TASK_OUT_OF_MEMORY, RefusalCode.INTERNAL,
-    RefusalCode.OUTSIDE_HOURS, _TRANSPORT,
+    RefusalCode.OUTSIDE_HOURS, RefusalCode.ROUND_REPLAYED, _TRANSPORT,
 }  # fmt: skip
+"""What costs a site one round and no more. A site killed behind its debit answers ``round_replayed``: it has paid, and
+has no update to show; the next round is another."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -481,26 +480,3 @@ def test_two_processes_reserving_the_same_round_at_once_one_wins(tmp_path: Path,
 
     assert sorted(found, key=str) == [1, "round_replayed"]
     assert [entry.rounds for entry in ledger.entries("icu")] == [1]
-
-
-# ------------------------------------------------------------------------------------------------------------ the files
-
-
-def test_ledger_alone_names_nobody(tmp_path: Path, ledger: Ledger) -> None:
-    """Whoever has the file, and knows who might be in it, cannot tell: neither identity nor its hash is in a byte."""
-    reserve(ledger, 1)
-
-    content = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.sqlite*"))
-
-    for code in ICU:
-        identity = people([code]).tobytes()
-        assert identity[:8] not in content
-        assert hashlib.sha256(identity).digest()[:8] not in content
-
-
-def test_files_are_for_their_owner_only(tmp_path: Path, ledger: Ledger) -> None:
-    assert ledger.changes()
-    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
-        "ledger.sqlite": 0o600,
-        "ledger.key": 0o600,
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -103,3 +104,23 @@ def test_reading_changes_nothing(tmp_path: Path, ledger: Ledger) -> None:
     again.entries("icu")
 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_ledger_alone_names_nobody(tmp_path: Path, ledger: Ledger) -> None:
+    """Whoever has the file, and knows who might be in it, cannot tell: neither identity nor its hash is in a byte."""
+    reserve(ledger)
+
+    content = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.sqlite*"))
+
+    for code in ICU:
+        identity = people([code]).tobytes()
+        assert identity[:8] not in content
+        assert hashlib.sha256(identity).digest()[:8] not in content
+
+
+def test_files_are_for_their_owner_only(tmp_path: Path, ledger: Ledger) -> None:
+    assert ledger.changes()
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        "ledger.sqlite": 0o600,
+        "ledger.key": 0o600,
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import threading
 import time
@@ -142,6 +143,7 @@ def test_exception_text_is_not_logged_either(runner: Runner, tmp_path: Path, cap
         ("miss the table", "cohort_missing"),
         ("exit", "task_crashed"),
         ("be killed", "task_crashed"),
+        ("stammer", "task_crashed"),
     ],
 )
 def test_whatever_happens_to_the_child_becomes_a_code(
@@ -149,6 +151,17 @@ def test_whatever_happens_to_the_child_becomes_a_code(
 ) -> None:
     assert refusal(runner, tmp_path, f"{when}: {how}") == code
     assert np.array_equal(train(runner, tmp_path).change, WEIGHTS + 2)
+
+
+def test_a_child_that_dies_before_it_has_read_its_order_has_crashed(runner: Runner, tmp_path: Path) -> None:
+    with runner.open(job(tmp_path)) as session:
+        pid = session._task._child.pid  # type: ignore[attr-defined]
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
+        with pytest.raises(Refusal) as refused:
+            session.train(2, WEIGHTS)
+
+    assert refused.value.crossing() == "task_crashed"
 
 
 @pytest.mark.parametrize("when", ["open", "train"])

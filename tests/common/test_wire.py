@@ -493,22 +493,3 @@ def test_any_change_of_the_study_is_read_or_refused_and_nothing_else(data: st.Da
     content = header(write_roll_call(STUDY), study=text[:at] + patch + text[at + data.draw(st.integers(0, 8)) :])
     with suppress(Refusal):
         assert len(read_task(content).study.digest) == 64
-
-
-@pytest.mark.parametrize("key", ["code", "vector", "length", "callback"])
-def test_further_entry_in_a_roll_call_is_refused(key: str) -> None:
-    content = header(write_roll_call(STUDY), **{key: "anything"})
-
-    with pytest.raises(Refusal) as caught:
-        read_task(content)
-
-    assert caught.value.reason == RefusalCode.MESSAGE_INVALID
-
-
-def test_further_entry_in_a_task_is_refused() -> None:
-    content = header(write_task(STUDY, 1, np.zeros(SIZE, dtype=np.float32)), callback="https://elsewhere.example/")
-
-    with pytest.raises(Refusal) as caught:
-        read_task(content)
-
-    assert caught.value.reason == RefusalCode.MESSAGE_INVALID

@@ -237,10 +237,20 @@ def test_node_that_cannot_be_reached_is_not_waited_for() -> None:
         fails("some text of Flower's", code=5),
         refuses(RefusalCode.INTERNAL),
         refuses(RefusalCode.TASK_CRASHED),
+        refuses(RefusalCode.ROUND_REPLAYED, round=1),
         silent,
         says(RecordDict()),
     ],
-    ids=["crashed", "timed-out", "transport", "internal", "crashed-at-the-site", "silent", "nonsense"],
+    ids=[
+        "crashed",
+        "timed-out",
+        "transport",
+        "internal",
+        "crashed-at-the-site",
+        "killed-behind-its-debit",
+        "silent",
+        "nonsense",
+    ],
 )
 def test_site_that_fails_in_one_round_is_asked_again_in_the_next(behaviour: Behaviour) -> None:
     loop = loop_of(a_study(), {("south", 1): behaviour})
