@@ -28,7 +28,8 @@ from fedward_simulations.faults.kill_book import (
     mark_of,
     read_book,
 )
-from fedward_simulations.faults.kills import SITES, campaign, volleys_of
+from fedward_simulations.faults.killer import SITES, volleys_of
+from fedward_simulations.faults.kills import campaign
 from tests.builders import private_study, site_home
 
 ROUNDS = 3
