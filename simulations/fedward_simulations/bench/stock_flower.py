@@ -27,6 +27,7 @@ __all__ = ["run_stock"]
 _START_S: Final = 60.0
 _ROUND_S: Final = 60.0
 _SPARE_S: Final = 120.0
+_KILLED_S: Final = 30.0
 _MARK: Final = "FEDWARD_BENCH"
 _PYPROJECT: Final = """\
 [project]
@@ -150,11 +151,18 @@ class _Processes:
                 process.wait(max(0.1, deadline - time.monotonic()))
         while time.monotonic() < deadline and any(_marked(self._mark)):
             time.sleep(0.1)
-        for pid in _marked(self._mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._kill_all()
         for process in self._running:
             process.wait()
+
+    def _kill_all(self) -> None:
+        """Kill what is left and what it may have started meanwhile; return once the kernel has ended all of it."""
+        until = time.monotonic() + _KILLED_S
+        while (left := list(_marked(self._mark))) and time.monotonic() < until:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     def start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a process; ``timeout`` ends it should nobody else."""
