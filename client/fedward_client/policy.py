@@ -104,7 +104,8 @@ class Policy(Contract):
         default=False,
     )
     allowed_metrics: tuple[LocalName, ...] = quantity(
-        "named numbers that may leave beside an update; under differential privacy none does", default=("loss",)
+        "named numbers that may leave beside an update; under differential privacy with noise that is paid for",
+        default=("loss",),
     )
     allowed_tensors: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = quantity(
         "patterns of the names of parameters whose change may leave (* and ? as in file names)", default=("*",)
@@ -267,6 +268,8 @@ def _against_privacy(study: Study, policy: Policy) -> Iterator[Refusal]:
             yield from _at_least(
                 "privacy.noise_multiplier", asked.noise_multiplier or 0.0, policy, "min_noise_multiplier"
             )
+            if asked.loss == "noised" and "loss" not in policy.allowed_metrics:
+                yield _limit("privacy.loss", "loss is not in policy.allowed_metrics", asked=asked.loss)
 
 
 def admit_use(study: Study, cohort: str, policy: Policy) -> None:
@@ -296,11 +299,11 @@ def admit_cohort(patients: int, policy: Policy) -> None:
 
 
 def metrics_that_leave(study: Study, policy: Policy, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return those of a round's `metrics` that may leave: the allowed ones, and none under differential privacy.
+    """Return those of a round's `metrics` that may leave: the allowed ones, under differential privacy the paid ones.
 
-    No study asks for a metric, so leaving one out trims no request.
+    A study that pays for its loss was refused where the policy does not allow it, so leaving one out trims no request.
     """
-    if isinstance(study.privacy, DpSgd):
+    if isinstance(study.privacy, DpSgd) and study.privacy.loss == "withheld":
         return {}
     return {name: value for name, value in metrics.items() if name in policy.allowed_metrics}
 

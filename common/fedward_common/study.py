@@ -62,6 +62,20 @@ class Training(Contract):
     learning_rate: float = quantity("step size", "per step", gt=0, le=100)
     momentum: float = quantity("of SGD", default=0.0, ge=0, lt=1)
     weight_decay: float = quantity("L2 penalty on the weights", default=0.0, ge=0, le=10)
+    records_per_patient: int | None = quantity(
+        "most records of a patient that a step averages, drawn anew in each step; null: all of them",
+        "records",
+        default=None,
+        ge=1,
+        le=10_000,
+    )
+    views: int = quantity(
+        "random views of each record that a step averages (flips and shifts of its images); 1: as it is",
+        "views",
+        default=1,
+        ge=1,
+        le=64,
+    )
 
 
 class NoPrivacy(Contract):
@@ -86,6 +100,18 @@ class DpSgd(Contract):
     clip_norm: float = quantity("L2 bound on one patient's gradient", "", gt=0, le=1000)
     noise_multiplier: float | None = quantity(
         "standard deviation of the noise over clip_norm; null: calibrated from the rest", default=None, gt=0, le=100_000
+    )
+    noise: Literal["gaussian", "discrete_gaussian"] = quantity(
+        "discrete_gaussian: drawn on a grid from AES-256 in counter mode, safe against attacks on floating point",
+        default="gaussian",
+    )
+    loss: Literal["withheld", "noised"] = quantity(
+        "whether the mean training loss of a round leaves, with noise and paid for, or stays", default="withheld"
+    )
+    loss_share: float = quantity("part of the noised steps' privacy that the loss takes", default=0.05, gt=0, lt=1)
+    loss_bound: float = quantity("a patient's loss counts as at most this", "nats", default=2.0, gt=0, le=100)
+    engine: Literal["auto", "bookkeeping", "ghost", "hooks"] = quantity(
+        "how clipped sums are computed; all give the same, auto takes the fastest that is exact", default="auto"
     )
 
 
@@ -183,6 +209,9 @@ class Study(Contract):
             raise ValueError(msg)
         if self.aggregation.quorum > max(len(self.sites), 2):
             msg = f"aggregation.quorum = {self.aggregation.quorum} sites, but the study names {len(self.sites)}"
+            raise ValueError(msg)
+        if self.training.views > 1 and not self.cohort.images:
+            msg = f"training.views = {self.training.views}, but the cohort has no images to see differently"
             raise ValueError(msg)
         try:
             self.canonical()

@@ -75,13 +75,17 @@ class Gatekeeper:
         most = self.expected_weight(enrolment)
         if not 1 <= update.weight <= most:  # less: patients opted out since the roll call
             self._fail("weight", f"weight {update.weight}, the site enrolled with {most}")
-        private = isinstance(self._study.privacy, DpSgd)
+        privacy = self._study.privacy
+        private = isinstance(privacy, DpSgd)
         least = self._study.training.local_steps if private else 0
         limit = self._round * least
         if not least <= update.steps <= limit:
             self._fail("steps", f"{update.steps} noised steps reported, {least} to {limit} are possible")
-        if private and update.metrics:
-            self._fail("metrics", "metrics in a study with privacy, where none is paid for")
+        if isinstance(privacy, DpSgd) and update.metrics:
+            if privacy.loss == "withheld":
+                self._fail("metrics", "metrics in a study with privacy, where none is paid for")
+            if not 0.0 <= update.metrics["loss"] <= privacy.loss_bound:
+                self._fail("metrics", "a noised loss outside its bounds")
         bound = round(self._study.aggregation.update_bound * SCALE) * update.weight  # as encode_weighted rounds
         if update.values.size and (int(update.values.max()) > bound or int(update.values.min()) < -bound):
             self._fail("bound", f"an entry exceeds the bound {self._study.aggregation.update_bound:g}")

@@ -49,11 +49,15 @@ class StudyRef(_Part):
 
 
 class SiteResult(_Part):
-    """One hospital's part: `status` is ``completed``, ``degraded`` (missed a round) or ``excluded``."""
+    """One hospital's part: `status` is ``completed``, ``degraded`` (missed a round) or ``excluded``.
+
+    `steps` are the noised steps that `epsilon` counts; null without differential privacy.
+    """
 
     patients: int | None = None
     weight: int | None = None
     rounds: int = 0
+    steps: int | None = None
     epsilon: Number = None
     delta: Number = None
     status: Literal["completed", "degraded", "excluded"]
@@ -61,13 +65,18 @@ class SiteResult(_Part):
 
 
 class RoundResult(_Part):
-    """One round: who took part, who did not and why, the new model's metrics on the hold-out."""
+    """One round: who took part, who did not and why, the new model's metrics on the hold-out.
+
+    `loss` is the weighted mean of the training losses that the sites sent; under differential privacy each is noised,
+    clipped and paid for, or withheld.
+    """
 
     round: int
     sites: tuple[str, ...]
     missing: dict[str, str] = {}
     seconds: float
     epsilon: Number = None
+    loss: Number = None
     central: dict[str, Number] = {}
 
 

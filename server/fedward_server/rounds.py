@@ -5,6 +5,7 @@ Speaks to sites through Flower's `Grid` alone, so every engine runs this code.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -47,7 +48,10 @@ has no update to show; the next round is another."""
 
 @dataclass(frozen=True, slots=True)
 class ClosedRound:
-    """What one round came to: `missing` holds a reason for every asked site that is not in `accepted`."""
+    """What one round came to: `missing` holds a reason for every asked site that is not in `accepted`.
+
+    `loss` is the mean of the losses that sites sent, weighted as their updates are; None where none did.
+    """
 
     round: int
     weights: Weights
@@ -55,6 +59,7 @@ class ClosedRound:
     missing: dict[str, str]
     steps: dict[str, int]
     seconds: float
+    loss: float | None = None
 
 
 @dataclass
@@ -155,6 +160,7 @@ class RoundLoop:
         missing = {e.site: _NO_REPLY for e in active.values()}
         accepted: list[str] = []
         steps: dict[str, int] = {}
+        losses: list[tuple[float, int]] = []
         self.asked |= dict.fromkeys(missing, number)
         task = write_task(self.study, number, weights, self.signatures)
         for node, reply in self._ask(list(active), task, "train", str(number)):
@@ -171,6 +177,7 @@ class RoundLoop:
             self.aggregator.add(update)
             accepted.append(site)
             steps[site] = update.steps
+            losses += [(update.metrics["loss"], update.weight)] if "loss" in update.metrics else []
             del missing[site], update
         self.missed |= missing
         for node in [n for n, e in active.items() if e.site in self.excluded]:
@@ -180,7 +187,8 @@ class RoundLoop:
         if not np.isfinite(new).all():
             msg = f"round {number} gave a model that is not finite"
             raise QuorumLostError(msg, remedy="a smaller learning rate, locally or at the server")
-        return ClosedRound(number, new, tuple(sorted(accepted)), missing, steps, self.clock() - began)
+        seconds = self.clock() - began
+        return ClosedRound(number, new, tuple(sorted(accepted)), missing, steps, seconds, _mean(losses))
 
     def _judge(self, node: int, reply: Message, gatekeeper: Gatekeeper) -> Update:
         refusal = _reason(reply)
@@ -223,6 +231,12 @@ class RoundLoop:
             reasons = "; ".join(f"{site}: {why}" for site, why in sorted((missing or self.excluded).items()))
             msg = f"{count} sites {what}, the quorum is {quorum} ({reasons})"
             raise QuorumLostError(msg, remedy="see each site's reason in result.json")
+
+
+def _mean(weighted: list[tuple[float, int]]) -> float | None:
+    """Return the weighted mean, the same whatever the order of arrival; None of nothing."""
+    weight = sum(count for _, count in weighted)
+    return math.fsum(value * count for value, count in weighted) / weight if weight else None
 
 
 def _reason(reply: Message) -> str | None:

@@ -326,9 +326,10 @@ def test_only_tensors_whose_names_are_allowed_may_be_trained(patterns: tuple[str
         (small_study(), (), {}),
         (small_study(), ("auroc",), {}),
         (private_study(), ("loss",), {}),
+        (private_study(privacy={"loss": "noised"}), ("loss",), {"loss": 0.5}),
     ],
 )
-def test_metric_leaves_only_if_it_is_allowed_and_none_under_privacy(
+def test_metric_leaves_only_if_it_is_allowed_and_under_privacy_paid_for(
     study: Study, allowed: tuple[str, ...], leaving: dict[str, float]
 ) -> None:
     assert metrics_that_leave(study, open_policy(allowed_metrics=allowed), {"loss": 0.5}) == leaving
@@ -351,3 +352,10 @@ def test_every_objection_names_the_policy_s_key_for_the_staff() -> None:
         found = refusal(ask_for(numbers), open_policy(**{limit.policy: worst[0]}))
 
         assert f"policy.{limit.policy}" in found.message
+
+
+def test_a_loss_that_the_policy_does_not_allow_is_refused_though_it_is_noised() -> None:
+    study = private_study(privacy={"loss": "noised"})
+
+    admit(study, "north", open_policy())
+    assert refusal(study, open_policy(allowed_metrics=())).fields["key"] == "privacy.loss"

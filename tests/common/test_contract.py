@@ -68,7 +68,7 @@ def test_unknown_key_names_the_nearest_valid_one(path: str, meant: str) -> None:
 
 
 def test_unknown_key_unlike_any_lists_the_valid_ones() -> None:
-    assert "valid keys here: adjacency, clip_norm, delta, epsilon" in message("privacy.zzz", 1)
+    assert "valid keys here: adjacency, clip_norm, delta, engine, epsilon" in message("privacy.zzz", 1)
 
 
 def test_key_of_another_rule_is_unknown_to_this_one() -> None:

@@ -204,6 +204,16 @@ def test_metrics_under_privacy_are_refused(private: Study) -> None:
     assert refused(gatekeeper(private), reply(private, metrics={"loss": 0.5})) == "metrics"
 
 
+@pytest.mark.parametrize(("loss", "taken"), [(0.0, True), (0.5, True), (2.0, True), (-0.01, False), (2.01, False)])
+def test_a_loss_that_is_paid_for_is_taken_within_its_bounds(loss: float, *, taken: bool) -> None:
+    study = small_study(privacy=DP | {"loss": "noised", "loss_bound": 2.0})
+    content = reply(study, metrics={"loss": loss})
+    if taken:
+        assert gatekeeper(study).check(NODE, content).metrics == {"loss": loss}
+    else:
+        assert refused(gatekeeper(study), content) == "metrics"
+
+
 def test_the_loss_is_taken_where_it_costs_nothing(study: Study) -> None:
     assert gatekeeper(study).check(NODE, reply(study, metrics={"loss": 0.5})).metrics == {"loss": 0.5}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -83,6 +84,26 @@ def grid_of(loop: RoundLoop) -> ScriptedGrid:
 def run(loop: RoundLoop) -> list[ClosedRound]:
     loop.enrol()
     return list(loop.rounds(initial_weights(loop.study)))
+
+
+def test_the_round_s_loss_is_the_weighted_mean_of_what_came_whatever_the_order() -> None:
+    study = a_study()
+
+    def tells(loss: float, patients: int) -> Behaviour:
+        def behaviour(exchange: Exchange) -> list[Delivery]:
+            if exchange.round == 0:
+                return [Delivery(answer(study, exchange, patients=patients))]
+            made = update(study, site=exchange.site, round_=exchange.round, weight=patients)
+            return [Delivery(write_update(replace(made, metrics={"loss": loss})))]
+
+        return behaviour
+
+    script: dict[Any, Behaviour] = {"north": tells(0.1, 10), "south": tells(0.7, 30)}
+    expected = (0.1 * 10 + 0.7 * 30) / 40
+    found = {run(loop_of(study, script, order=order))[0].loss for order in permutations(SITES)}
+    assert len(found) == 1
+    assert found.pop() == pytest.approx(expected)
+    assert run(loop_of(study))[0].loss is None
 
 
 # ------------------------------------------------------------------------------------------------------------ enrolment
