@@ -61,8 +61,8 @@ def test_convolutions(  # noqa: PLR0917
     dilation: int,
     groups: int,
     dimensions: int,
-    bias: bool,
-    records: int,  # noqa: FBT001
+    bias: bool,  # noqa: FBT001
+    records: int,
 ) -> None:
     kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
     layer = kind(4, 8, kernel, stride, padding, dilation, groups, bias)
