@@ -25,10 +25,11 @@ from fedward_common.study_file import Signature, StudyFile
 from fedward_server.aggregation import aggregator_for
 from fedward_server.checkpoint import encode_tensors, write_atomically, write_checkpoint
 from fedward_server.evaluation import HoldOut, Predictor, final_metrics, point_metrics, roc_curve
+from fedward_server.privacy_statement import dump_statement, statement_of
 from fedward_server.result import Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef
 from fedward_server.rounds import Roster, RoundLoop
 
-__all__ = ["Coordinator", "Listener", "TailMean", "dump"]
+__all__ = ["Coordinator", "Listener", "TailMean", "dump", "write_result"]
 
 Weights = npt.NDArray[np.float32]
 Status = Literal["completed", "degraded", "interrupted", "failed"]
@@ -66,7 +67,8 @@ class Coordinator:
         study: the contract, its noise calibrated.
         hold_out: central rows.
         predictor: gives probabilities for the hold-out.
-        folder: where ``study.json``, ``checkpoint.safetensors``, ``model.safetensors`` and ``result.json`` go.
+        folder: where ``study.json``, ``checkpoint.safetensors``, ``model.safetensors``, ``privacy.json`` and
+            ``result.json`` go.
         engine: its name, for the result.
         listener: told of every round as soon as it is committed.
         clock: monotonic seconds, for the rounds' deadlines.
@@ -127,7 +129,7 @@ class Coordinator:
             strangers = sorted(set(loop.excluded) - set(self.study.sites))
             reason = "; ".join(f"{name}: {loop.excluded[name]}" for name in strangers) or None
         self.result = self._result(loop, status, reason, started, time.monotonic() - began)
-        write_atomically(self.folder / "result.json", dump(self.result))
+        write_result(self.folder, self.study, self.result)
         return self.result
 
     def _train(self, loop: RoundLoop) -> None:
@@ -157,6 +159,7 @@ class Coordinator:
                 missing=closed.missing,
                 seconds=round(closed.seconds, 4),
                 epsilon=next(schedule) if schedule else None,
+                loss=closed.loss,
                 central=dict(point_metrics(self.study, self.hold_out, self.predictor(released))),
             )
             self._released = released
@@ -187,7 +190,7 @@ class Coordinator:
             reason=reason,
             started_at=started.isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
-            versions={"fedward": __version__, "flwr": metadata.version("flwr"), "torch": metadata.version("torch")},
+            versions=_versions(private=isinstance(privacy, DpSgd)),
             privacy=privacy.model_dump(mode="json") if privacy else None,
             sites={site: self._site(loop, site) for site in self.study.sites},
             rounds=tuple(self._closed),
@@ -212,11 +215,12 @@ class Coordinator:
             status = "excluded"
         elif missed:
             status = "degraded"
-        epsilon, delta = self._spent(loop, site)
+        steps, epsilon, delta = self._spent(loop, site)
         return SiteResult(
             patients=enrolment.patients if enrolment else None,
             weight=None if enrolment is None else self._weight(enrolment.patients),
             rounds=rounds,
+            steps=steps,
             epsilon=epsilon,
             delta=delta,
             status=status,
@@ -227,18 +231,30 @@ class Coordinator:
         rule = self.study.aggregation
         return min(patients, rule.max_weight) if rule.weighting == "patients" else 1
 
-    def _spent(self, loop: RoundLoop, site: str) -> tuple[float | None, float | None]:
-        """Return a site's ε and δ: the steps that its ledger reported, and every later round that it was asked for.
+    def _spent(self, loop: RoundLoop, site: str) -> tuple[int | None, float | None, float | None]:
+        """Return a site's steps, ε and δ: what its ledger reported, and every later round that it was asked for.
 
         A round that was asked and not answered may have been debited; it counts as spent.
         """
         spend = round_spend(self.study)
         if spend is None or not isinstance(self.study.privacy, DpSgd):
-            return None, None
+            return None, None, None
         unanswered = loop.asked.get(site, 0) - self._reported.get(site, 0)
         steps = self._steps.get(site, 0) + max(0, unanswered) * spend.steps
         delta = self.study.privacy.delta
-        return epsilon_of([Spend(spend.noise_multiplier, spend.sampling_rate, steps)] if steps else [], delta), delta
+        spends = [Spend(spend.noise_multiplier, spend.sampling_rate, steps)] if steps else []
+        return steps, epsilon_of(spends, delta), delta
+
+
+def _versions(*, private: bool) -> dict[str, str]:
+    accountant = {"dp-accounting": metadata.version("dp-accounting")} if private else {}
+    return {"fedward": __version__, "flwr": metadata.version("flwr"), "torch": metadata.version("torch")} | accountant
+
+
+def write_result(folder: Path, study: Study, result: RunResult) -> None:
+    """Write ``privacy.json`` and then ``result.json``, each whole or not at all: where a result is, a statement is."""
+    write_atomically(folder / "privacy.json", dump_statement(statement_of(study, result)))
+    write_atomically(folder / "result.json", dump(result))
 
 
 def dump(result: RunResult) -> bytes:

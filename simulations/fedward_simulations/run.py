@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedward_common.errors import SchemaMismatchError
-from fedward_common.study import DpSgd, Study
+from fedward_common.study import Study
 from fedward_conf.compose import compose_study
 from fedward_server.checkpoint import write_atomically
-from fedward_server.coordinator import Coordinator, Listener, dump
+from fedward_server.coordinator import Coordinator, Listener, write_result
 from fedward_server.evaluation import TorchPredictor
 from fedward_server.result import RunResult
 from fedward_simulations.baselines import measure_baselines
@@ -103,7 +103,7 @@ def run(
             watcher.phase("baselines")
             baselines = measure_baselines(study, homes, federation.hold_out, pool())
             result = result.model_copy(update={"baselines": baselines})
-            write_atomically(folder / "result.json", dump(result))
+            write_result(folder, study, result)
     if not plan.engine.report:
         return Finished(result, study, folder)
     watcher.phase("report")
@@ -121,8 +121,7 @@ class _LazyPool:
 
     def __call__(self) -> WorkerPool:
         if self._pool is None:
-            private = isinstance(self._plan.study.privacy, DpSgd)
-            self._pool = self._stack.enter_context(WorkerPool(self._plan.engine.workers, private=private))
+            self._pool = self._stack.enter_context(WorkerPool(self._plan.engine.workers))
         return self._pool
 
 

@@ -69,6 +69,8 @@ def test_the_run_folder_holds_what_the_documents_promise(tmp_path: Path) -> None
 
     (folder,) = (tmp_path / "runs" / "breast_cancer").iterdir()
     files = {path.name for path in folder.iterdir()}
-    assert files == {"result.json", "report.html", "model.safetensors", "study.json", "checkpoint.safetensors"}
+    assert files == {
+        "result.json", "privacy.json", "report.html", "model.safetensors", "study.json", "checkpoint.safetensors",
+    }  # fmt: skip
     assert json.loads((folder / "result.json").read_text()) == result
     assert json.loads((folder / "study.json").read_text())["digest"] == result["study"]["digest"]

@@ -15,6 +15,7 @@ from fedward_common.models import initial_weights
 from fedward_common.study_file import read_study_file
 from fedward_server.checkpoint import read_checkpoint
 from fedward_server.coordinator import Coordinator, TailMean
+from fedward_server.privacy_statement import PrivacyStatement, statement_of
 from fedward_server.result import RoundResult, RunResult
 from tests.builders import COHORT, open_policy, private_study, small_study, table
 from tests.doubles import (
@@ -32,7 +33,7 @@ from tests.doubles import (
 )
 
 SITES = ("north", "south", "west")
-ALL_FILES = {"study.json", "checkpoint.safetensors", "model.safetensors", "result.json"}
+ALL_FILES = {"study.json", "checkpoint.safetensors", "model.safetensors", "privacy.json", "result.json"}
 NONSENSE = says(RecordDict())
 
 
@@ -113,6 +114,7 @@ def test_every_round_is_judged_told_and_on_disk_before_the_next_one(rehearsal: R
         (folder,) = (path for path in rehearsal.root.glob("run-*") if path.name not in folders)
         seen.append((entry.round, read_checkpoint(folder / "checkpoint.safetensors").round))
         assert not (folder / "result.json").exists()
+        assert not (folder / "privacy.json").exists()
 
     outcome = rehearsal.run(listener=listener)
     assert seen == [(1, 1), (2, 2), (3, 3)]
@@ -154,7 +156,7 @@ def test_without_a_quorum_nothing_is_released_and_every_site_has_its_reason(rehe
     outcome = rehearsal.run({"south": silent, ("west", 0): replaced(with_header(digest="0" * 64))})
     result = outcome.result
     assert (result.status, result.model, result.central, result.rounds) == ("failed", None, {}, ())
-    assert outcome.files == {"study.json", "result.json"}
+    assert outcome.files == {"study.json", "privacy.json", "result.json"}
     assert result.reason is not None
     assert "1 sites enrolled, the quorum is 2" in result.reason
     assert result.sites["south"].reason == "no_reply_before_the_deadline"
@@ -165,7 +167,7 @@ def test_without_a_quorum_nothing_is_released_and_every_site_has_its_reason(rehe
 def test_one_hospital_never_publishes_alone(rehearsal: Rehearsal, others: Any) -> None:
     outcome = rehearsal.run({(site, round_): others for site in SITES[1:] for round_ in (1, 2, 3)})
     assert outcome.result.status == "failed"
-    assert outcome.files == {"study.json", "result.json"}
+    assert outcome.files == {"study.json", "privacy.json", "result.json"}
     assert outcome.result.rounds == ()
     assert [outcome.result.sites[site].status for site in SITES] == ["completed", "degraded", "degraded"]
     assert all(outcome.result.sites[site].reason for site in SITES[1:])
@@ -173,7 +175,7 @@ def test_one_hospital_never_publishes_alone(rehearsal: Rehearsal, others: Any) -
 
 def test_one_connected_hospital_never_publishes_alone(rehearsal: Rehearsal) -> None:
     outcome = rehearsal.run(without=SITES[1:])
-    assert outcome.files == {"study.json", "result.json"}
+    assert outcome.files == {"study.json", "privacy.json", "result.json"}
     assert outcome.result.sites["south"].reason == "not_connected"
 
 
@@ -197,7 +199,7 @@ def test_flower_strategy_that_gives_no_model_fails_the_run_with_a_result(tmp_pat
     outcome = Rehearsal(small_study(sites=list(SITES), aggregation=rule), tmp_path).run()
     assert outcome.result.status == "failed"
     assert "QFedAvg" in (outcome.result.reason or "")
-    assert outcome.files == {"study.json", "result.json"}
+    assert outcome.files == {"study.json", "privacy.json", "result.json"}
 
 
 @pytest.mark.parametrize("name", ["FedMedian", "Krum", "FedAvg"])
@@ -233,7 +235,7 @@ def test_ctrl_c_before_the_first_round_releases_nothing(rehearsal: Rehearsal) ->
 
     outcome = rehearsal.run({("south", 1): interrupt})
     assert (outcome.result.status, outcome.result.model) == ("interrupted", None)
-    assert outcome.files == {"study.json", "result.json"}
+    assert outcome.files == {"study.json", "privacy.json", "result.json"}
 
 
 # --------------------------------------------------------------------------------------------------------- tail average
@@ -316,8 +318,41 @@ def test_a_second_run_of_the_same_study_releases_nothing_more(private: tuple[Reh
 
 
 def test_without_privacy_there_is_no_epsilon(completed: Outcome) -> None:
-    assert all(site.epsilon is site.delta is None for site in completed.result.sites.values())
+    assert all(site.steps is site.epsilon is site.delta is None for site in completed.result.sites.values())
     assert completed.result.privacy == {"mechanism": "none"}
+
+
+def statement_beside(outcome: Outcome) -> PrivacyStatement:
+    return PrivacyStatement.model_validate_json((outcome.folder / "privacy.json").read_bytes())
+
+
+def test_the_privacy_statement_is_that_of_the_result_beside_it(private: tuple[Rehearsal, Outcome]) -> None:
+    rehearsal, outcome = private
+    statement = statement_beside(outcome)
+    assert statement == statement_of(rehearsal.study, outcome.result)
+    assert statement.model == outcome.result.model
+    assert statement.guarantee is not None
+    assert statement.versions["dp-accounting"] == statement.guarantee.account.cross_check_version
+
+
+def test_the_privacy_statement_counts_every_step_that_a_ledger_holds(private: tuple[Rehearsal, Outcome]) -> None:
+    rehearsal, outcome = private
+    guarantee = statement_beside(outcome).guarantee
+    assert guarantee is not None
+    for site in ("north", "south", "west"):
+        (entry,) = Ledger(rehearsal.homes[site] / "ledger.sqlite").entries(COHORT)
+        assert guarantee.spent.sites[site].steps == 3 * entry.steps // entry.rounds  # all three rounds were asked for
+
+
+def test_a_failed_run_leaves_a_statement_without_a_model(rehearsal: Rehearsal) -> None:
+    statement = statement_beside(rehearsal.run(dict.fromkeys(SITES, silent)))
+    assert (statement.status, statement.model) == ("failed", None)
+    assert statement.summary.endswith("No model was released.")
+
+
+def test_without_privacy_the_statement_says_so(completed: Outcome) -> None:
+    statement = statement_beside(completed)
+    assert (statement.differential_privacy, statement.guarantee) == (False, None)
 
 
 def test_site_whose_policy_requires_privacy_refuses_and_the_others_go_on(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ TOP = {
     "schema_version", "study", "engine", "seed", "status", "reason", "started_at", "seconds", "versions", "privacy",
     "sites", "rounds", "central", "roc", "baselines", "model",
 }  # fmt: skip
-SITE = {"patients", "weight", "rounds", "epsilon", "delta", "status", "reason"}
-ROUND = {"round", "sites", "missing", "seconds", "epsilon", "central"}
+SITE = {"patients", "weight", "rounds", "steps", "epsilon", "delta", "status", "reason"}
+ROUND = {"round", "sites", "missing", "seconds", "epsilon", "loss", "central"}
 ESTIMATE = {"value", "low", "high"}
 
 
