@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import ROUND_CEILING, Context
 from functools import lru_cache
 from statistics import median
 from typing import Final
@@ -22,9 +21,12 @@ import jinja2
 from fedward_common.errors import RefusalCode, StudyError
 from fedward_common.study import DpSgd, Study
 from fedward_server.figures import CentreBars, Words, centres_figure, roc_figure, rounds_figure
+from fedward_server.privacy_statement import statement_of
 from fedward_server.result import Estimate, Figures, RunResult, SiteResult
+from fedward_server.statement_page import page_of
+from fedward_server.wording import bound, number, percent
 
-__all__ = ["REASONS", "render_report"]
+__all__ = ["REASONS", "number", "render_report"]
 
 _MOST_BARS: Final = 20
 _LONGEST_TEXT: Final = 400
@@ -36,7 +38,6 @@ _MONTHS: Final = (
 _METRICS: Final = ("auroc", "accuracy", "accuracy_mean_of_centres")
 _OF_CENTRE: Final = "accuracy."
 _SIMULATIONS: Final = ("local", "ray")
-_UPWARD: Final = Context(prec=3, rounding=ROUND_CEILING)
 
 REASONS: Final[Mapping[str, str]] = {
     RefusalCode.NO_PRIVACY_SECTION: "The study says nothing about privacy, so the hospital refused it.",
@@ -149,7 +150,7 @@ def render_report(result: RunResult, study: Study) -> str:
     if result.study.digest != study.digest:
         msg = f"the result is of study {result.study.digest[:12]}, not of {study.digest[:12]}"
         raise StudyError(msg, remedy="pass the study.json that lies beside the result.json")
-    confidence = _percent(study.evaluation.confidence)
+    confidence = percent(study.evaluation.confidence)
     return _template().render(
         result=result,
         study=study,
@@ -173,6 +174,7 @@ def render_report(result: RunResult, study: Study) -> str:
         },
         private=isinstance(study.privacy, DpSgd),
         privacy=_privacy(result, study),
+        statement=page_of(statement_of(study, result)),
         simulated=result.engine in _SIMULATIONS or result.baselines.pooled is not None,
         hold_out=max(0, len(result.roc.get("false_positive_rate", ())) - 1),
         inputs=_inputs(study),
@@ -188,34 +190,12 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "whole": _whole, "percent": _percent}
+    environment.filters |= {"number": number, "whole": _whole, "percent": percent}
     return environment.get_template("report.html.j2")
-
-
-def number(value: float, *, trim: bool = False) -> str:
-    """Return a number with three significant digits: 0.948, 12.3, 2,980, 1.00 × 10⁻⁵; `trim` drops trailing zeros."""
-    if value == 0:
-        return "0"
-    rounded = float(f"{value:.2e}")
-    power = math.floor(math.log10(abs(rounded)))
-    if -4 <= power < 6:  # noqa: PLR2004  (between these a plain number is easier to read)
-        plain = f"{rounded:,.{max(0, 2 - power)}f}"
-        return plain.rstrip("0").rstrip(".") if trim and "." in plain else plain
-    factor = number(rounded / 10**power, trim=trim)
-    return f"{factor} × 10{str(power).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
-
-
-def _bound(value: float, *, trim: bool = False) -> str:
-    """Return a number as `number` does, but rounded up: no ε is shown smaller than it is."""
-    return number(float(_UPWARD.create_decimal(repr(value))), trim=trim)
 
 
 def _whole(value: int) -> str:
     return f"{value:,}"
-
-
-def _percent(value: float) -> str:
-    return f"{number(100 * value, trim=True)} %"
 
 
 def _cell(figures: Figures | None, name: str, result: RunResult, absent: str = "not recorded") -> Cell:
@@ -299,14 +279,14 @@ def _hospital(name: str, site: SiteResult) -> Hospital:
     reason, detail = _explained(site.reason)
     unpaid = Cell(reason="none")
     endless = Cell(reason="no finite bound")
-    epsilon = unpaid if site.delta is None else endless if site.epsilon is None else Cell(_bound(site.epsilon))
+    epsilon = unpaid if site.delta is None else endless if site.epsilon is None else Cell(bound(site.epsilon))
     return Hospital(
         name=name,
         patients=_size(site.patients),
         weight=_size(site.weight),
         rounds=site.rounds,
         epsilon=epsilon,
-        delta=unpaid if site.delta is None else Cell(_bound(site.delta, trim=True)),
+        delta=unpaid if site.delta is None else Cell(bound(site.delta, trim=True)),
         status=_STATUSES[site.status],
         reason=reason,
         detail=detail,
@@ -364,7 +344,7 @@ def _rounds(result: RunResult, study: Study) -> Drawing:
         if value is not None
     ]
     if last.epsilon is not None:
-        parts.append(f"ε {_bound(last.epsilon)}")
+        parts.append(f"ε {bound(last.epsilon)}")
     words = Words(
         "The model after each round", f"After round {last.round}: {', '.join(parts) or 'no metric has a value'}."
     )
@@ -403,19 +383,17 @@ def _privacy(result: RunResult, study: Study) -> dict[str, str]:
     bounded = len(known) == len(spent)
     highest = max(known, default=0.0)
     return {
-        "epsilon": _bound(highest) if bounded else "—",
+        "epsilon": bound(highest) if bounded else "—",
         "budget": number(study.privacy.epsilon, trim=True),
-        "delta": _bound(study.privacy.delta, trim=True),
+        "delta": bound(study.privacy.delta, trim=True),
         "factor": _factor(highest) if bounded and highest else "",
         "unspent": "yes" if bounded and not highest else "",
         "strength": _strength(highest) if bounded else "",
-        "noise": "—" if study.privacy.noise_multiplier is None else f"{study.privacy.noise_multiplier:g}",
-        "clip": number(study.privacy.clip_norm, trim=True),
     }
 
 
 def _factor(epsilon: float) -> str:
-    return _bound(math.exp(min(epsilon, 700.0)))
+    return bound(math.exp(min(epsilon, 700.0)))
 
 
 def _strength(epsilon: float) -> str:

@@ -14,6 +14,7 @@ from fedward_common import wire
 from fedward_common.errors import RefusalCode, StudyError
 from fedward_common.study import DpSgd, Study
 from fedward_server import gatekeeper, rounds
+from fedward_server.privacy_statement import statement_of
 from fedward_server.report import REASONS, number, render_report
 from fedward_server.result import Baselines, Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef
 from tests.builders import contract, small_study
@@ -172,13 +173,13 @@ class TestDocument:
         tags = [tag for tag, _ in outline.tags]
         assert ("html", {"lang": "en"}) in outline.tags
         assert tags.count("main") == tags.count("h1") == 1
-        assert tags.count("caption") == tags.count("table") == 3
+        assert tags.count("caption") == tags.count("table") == 5
         assert tags.count("figcaption") == tags.count("figure") == 3
         assert all("scope" in attributes for tag, attributes in outline.tags if tag == "th")
 
     def test_scrolling_regions_can_be_reached_by_keyboard(self, page: str) -> None:
         regions = [a for _, a in Outline(page).tags if "scroll" in (a.get("class") or "").split()]
-        assert len(regions) == 3
+        assert len(regions) == 5
         assert all(a["tabindex"] == "0" and a["role"] == "region" for a in regions)
 
     def test_is_the_same_bytes_each_time(self, page: str) -> None:
@@ -186,7 +187,7 @@ class TestDocument:
         assert render_report(again, Study.of(PRIVATE.contract())) == page
 
     def test_the_parts_stand_in_their_order(self, page: str) -> None:
-        parts = ["summary", "comparison", "curves", "hospitals", "privacy", "limits", "provenance"]
+        parts = ["summary", "comparison", "curves", "hospitals", "privacy", "statement", "limits", "provenance"]
         assert re.findall(r'<section id="(\w+)"', page) == parts
 
     def test_a_result_of_another_study_is_refused(self) -> None:
@@ -466,6 +467,58 @@ class TestPrivacy:
     def test_a_study_that_says_nothing_about_privacy_gets_the_box_too(self) -> None:
         silent = small_study(privacy=None)
         assert "No differential privacy. This study says nothing about privacy" in told(nothing(silent), silent)
+
+
+class TestPrivacyStatement:
+    def test_plain_words_work_out_what_one_per_cent_can_become(self, page: str) -> None:
+        text = text_of(page)
+        assert "thinks it 1 % likely that a certain patient’s records were used here" in text
+        assert (
+            "they cannot rightly become more than 16.9 % sure of it, δ aside" in text
+        )  # 0.01 e³ / (1 + 0.01 (e³ - 1))
+        assert "with ε = 3.00 at the hospital that spent most" in text
+        assert "has a probability of at most 2δ = 0.0002" in text
+
+    def test_table_of_suspicion_has_one_and_two_hospitals(self, page: str) -> None:
+        table = page[page.index('id="caption-bets"') :]
+        lines = re.findall(r"(\d+ %) ([\d.]+ %) ([\d.]+ %)", text_of(table[: table.index("</table>")]))
+        assert [line[:2] for line in lines] == [("1 %", "16.9 %"), ("10 %", "69.1 %"), ("50 %", "95.3 %")]
+        assert all(float(two[:-2]) >= float(one[:-2]) for _, one, two in lines)
+
+    def test_says_what_is_not_covered_and_what_each_release_is_protected_by(self, page: str) -> None:
+        text = text_of(page[page.index('id="statement"') : page.index('id="limits"')])
+        statement = statement_of(PRIVATE, result_of(PRIVATE))
+        assert len(statement.not_covered) > 9
+        assert all(f"{gap.topic}. {gap.text}" in text for gap in statement.not_covered)
+        assert all(f"{entry.what} {entry.holds} {entry.seen_by}" in text for entry in statement.released)
+        assert "updates the change of the model’s weights, clipped and noised at the hospital" in text
+        assert "Never left a hospital: patients’ records" in text
+
+    def test_simulated_hospitals_are_called_simulated(self, page: str) -> None:
+        real = told(result_of(PRIVATE, engine="deployed", baselines=Baselines()))
+        assert "The hospitals were simulated: it speaks of the rows that stood for their patients." in text_of(page)
+        assert "The hospitals were simulated" not in real
+        assert "The models for comparison." in text_of(page)
+        assert "The models for comparison." not in real
+
+    @pytest.mark.parametrize("case", ["failed at the roll call", "no finite epsilon"])
+    def test_without_a_finite_epsilon_above_zero_nobody_is_shown_a_bet(self, case: str) -> None:
+        text = told(EMPTY_CASES[case])
+        assert "In plain words" not in text
+        assert "The terms of the promise" in text
+
+    def test_noised_loss_is_named_where_it_leaves(self) -> None:
+        study = small_study(privacy=DP | {"loss": "noised"})
+        text = told(result_of(study), study)
+        assert "clipped and noised; the mean loss in training, noised" in text
+        assert "the loss takes 5 % of the step’s privacy" in text
+
+    def test_without_differential_privacy_it_says_so_and_shows_no_epsilon(self) -> None:
+        rendered = render_report(result_of(PLAIN), PLAIN)
+        part = text_of(rendered[rendered.index('id="statement"') : rendered.index('id="limits"')])
+        assert "There is no guarantee to state." in part
+        assert "ε" not in part
+        assert "δ" not in part
 
 
 class TestProvenance:
