@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,12 @@ from torch import nn
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from fedward_client.clipping import add_noise, clipped_sum, patient_losses
 from fedward_client.cohorts import Patients
+from fedward_client.dp.deltas import snapshot, verify
+from fedward_client.dp.plan import PrivacyPlan
+from fedward_client.losses import patient_losses
 from fedward_common.models import build_model, load_weights, weights_of
-from fedward_common.study import DpSgd, Study
+from fedward_common.study import Study
 
 __all__ = ["train_round"]
 
@@ -30,8 +31,8 @@ def train_round(
 
     Every step draws each patient with the study's probability, sums the patients' gradients and divides by the
     expected number drawn, never by the number that were. Without privacy the result is a function of the
-    arguments alone; with it, sampling and noise come from the operating system, the loss is NaN, and the change
-    of the weights is what the ledger was debited for.
+    arguments alone; with it, sampling and noise come from the operating system, the loss is noised and paid for or
+    NaN, and both are what the ledger was debited for.
 
     Args:
         study: the contract, its noise calibrated.
@@ -40,63 +41,57 @@ def train_round(
         site: the hospital's name, part of the seed.
         round_: 1-based, part of the seed.
         threads: of the arithmetic; with another number the last bits of the result may differ.
+
+    Raises:
+        StudyError: the study's noise is not calibrated.
+        UnsafeModelError: under privacy, one patient's gradient would depend on other patients.
+        WeightDeltaError: under privacy, the first step did not do to the weights what it was told.
     """
     torch.set_num_threads(threads)
     model = build_model(study)
     load_weights(model, weights)
-    private = study.privacy if isinstance(study.privacy, DpSgd) else None
-    gradients = _PrivateGradients(model, private) if private else _PlainGradients(model)
+    plan = PrivacyPlan.of(study)
+    steps = plan.open(model, patient_losses, patients) if plan else _PlainSteps(study, model, patients, site, round_)
     optimizer = _Optimizer(study, list(model.parameters()))
     anchor = [p.detach().clone() for p in model.parameters()]
-    generator = _generator(study, site, round_, private=private is not None)
-    tensors = [torch.from_numpy(a) for a in (patients.features, patients.labels, patients.mask)]
-    expected = study.training.sampling_rate * len(patients)
-    for _ in range(study.training.local_steps):
-        drawn = torch.from_numpy(generator.random(len(patients)) < study.training.sampling_rate)
-        sums = gradients(*[t[drawn] for t in tensors])
+    for step in range(study.training.local_steps):
         penalties = [
             study.proximal_mu * (p.detach() - start) for p, start in zip(model.parameters(), anchor, strict=True)
         ]
-        optimizer.step([total / expected + penalty for total, penalty in zip(sums, penalties, strict=True)])
-    return weights_of(model) - weights, gradients.mean_loss
+        gradients = [total + penalty for total, penalty in zip(steps.gradient(), penalties, strict=True)]
+        before = snapshot(model) if plan and step == 0 else None
+        optimizer.step(gradients)
+        if before:
+            verify(before, model, gradients, learning_rate=optimizer.plain_rate)
+    return weights_of(model) - weights, steps.mean_loss
 
 
-class _PlainGradients:
-    """Sums of the patients' gradients, as they are; keeps the running mean of the loss."""
+class _PlainSteps:
+    """Mean gradients without privacy, and the mean loss; all drawn from the study's seed, the site and the round."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, study: Study, model: nn.Module, patients: Patients, site: str, round_: int) -> None:
         self._model = model
+        self._rate = study.training.sampling_rate
+        self._generator = _generator(study, site, round_)
+        self._tensors = [torch.from_numpy(a) for a in (patients.features, patients.labels, patients.mask)]
         self._loss, self._seen = 0.0, 0
 
-    def __call__(self, features: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> Gradients:
+    def gradient(self) -> Gradients:
+        """Return the next step's gradient: the sum over the patients drawn, over the expected number of them."""
+        drawn = torch.from_numpy(self._generator.random(len(self._tensors[0])) < self._rate)
+        records = tuple(tensor[drawn] for tensor in self._tensors)
         parameters = list(self._model.parameters())
-        if not len(features):
+        if not len(records[0]):
             return tuple(torch.zeros_like(p) for p in parameters)
-        total = patient_losses(self._model, features, labels, mask).sum()
-        self._loss, self._seen = self._loss + float(total.detach()), self._seen + len(features)
-        return torch.autograd.grad(total, parameters)
+        total = patient_losses(self._model, records).sum()
+        self._loss, self._seen = self._loss + float(total.detach()), self._seen + len(records[0])
+        expected = self._rate * len(self._tensors[0])
+        return tuple(gradient / expected for gradient in torch.autograd.grad(total, parameters))
 
     @property
     def mean_loss(self) -> float:
+        """The mean loss of the patients drawn so far; NaN if none was."""
         return self._loss / self._seen if self._seen else float("nan")
-
-
-class _PrivateGradients:
-    """Clipped and noised sums; no loss, since none was paid for."""
-
-    mean_loss = float("nan")
-
-    def __init__(self, model: nn.Module, privacy: DpSgd) -> None:
-        from opacus.grad_sample import GradSampleModule  # noqa: PLC0415  (three seconds that a study without privacy saves)
-
-        if privacy.noise_multiplier is None:
-            msg = "the study's noise is not calibrated"
-            raise ValueError(msg)
-        self._model = GradSampleModule(model, batch_first=True, loss_reduction="sum", strict=True)
-        self._clip, self._sigma = privacy.clip_norm, privacy.noise_multiplier
-
-    def __call__(self, features: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> Gradients:
-        return add_noise(clipped_sum(self._model, features, labels, mask, self._clip), self._sigma)
 
 
 class _Optimizer:
@@ -109,6 +104,12 @@ class _Optimizer:
         self._first = [torch.zeros_like(p) for p in parameters]
         self._second = [torch.zeros_like(p) for p in parameters]
         self._steps = [torch.tensor(0.0) for _ in parameters]
+
+    @property
+    def plain_rate(self) -> float | None:
+        """What a first step multiplies a gradient by and does nothing else; None where it does."""
+        plain = self._training.optimizer == "sgd" and not self._training.weight_decay
+        return self._training.learning_rate if plain else None
 
     @torch.no_grad()
     def step(self, gradients: list[torch.Tensor]) -> None:
@@ -131,9 +132,7 @@ class _Optimizer:
             sgd(self._parameters, gradients, self._momenta, momentum=momentum, dampening=0.0, nesterov=False, **rates)
 
 
-def _generator(study: Study, site: str, round_: int, *, private: bool) -> np.random.Generator:
-    """Return the source of the sampling: the operating system's under privacy, else one for each site and round."""
-    if private:
-        return np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(32), "little")))
+def _generator(study: Study, site: str, round_: int) -> np.random.Generator:
+    """Return the source of the sampling without privacy: one for each seed, site and round."""
     name = int.from_bytes(hashlib.sha256(site.encode("utf-8")).digest()[:8], "little")
     return np.random.Generator(np.random.PCG64([study.seed, name, round_]))

@@ -19,7 +19,7 @@ def _warm_up() -> None:
     # Building an optimiser loads torch._dynamo (about a second); stepping it would start autograd's threads.
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     optimiser.zero_grad()
-    for name in ("opacus.grad_sample", "fedward_client.trainer", "fedward_client.cohorts"):
+    for name in ("fedward_client.trainer", "fedward_client.cohorts"):
         with contextlib.suppress(ImportError):  # the task itself reports what is missing
             importlib.import_module(name)
 

@@ -23,8 +23,7 @@ T = TypeVar("T")
 
 _Task = tuple[Callable[[], Any], "Future[Any]"]
 
-_PLAIN = ["fedward_client.app", "fedward_client.trainer"]
-_PRIVATE = ["opacus.grad_sample", "dp_accounting.pld.privacy_loss_distribution"]
+_PRELOADED = ["fedward_client.app", "fedward_client.trainer"]
 
 WorkerLostError = BrokenProcessPool
 """What a future holds whose worker died."""
@@ -34,16 +33,12 @@ def prewarm_for(arguments: Sequence[str]) -> None:
     """Start the fork server for ``fedward simulate ARGUMENTS``, if its engine uses one; a wrong guess costs time."""
     own_processes = {"engine=deployed", "engine=ray", "--help"}
     if not own_processes & set(arguments):
-        prewarm(private="privacy=none" not in arguments)
+        prewarm()
 
 
-def prewarm(*, private: bool) -> None:
-    """Start the fork server, once for this process; returns at once, the imports go on behind.
-
-    Args:
-        private: also import what differential privacy needs (four seconds).
-    """
-    multiprocessing.set_forkserver_preload([*_PLAIN, *(_PRIVATE if private else [])])
+def prewarm() -> None:
+    """Start the fork server, once for this process; returns at once, the imports go on behind."""
+    multiprocessing.set_forkserver_preload(_PRELOADED)
     forkserver.ensure_running()
 
 
@@ -52,11 +47,10 @@ class WorkerPool:
 
     Args:
         workers: how many.
-        private: see `prewarm`.
     """
 
-    def __init__(self, workers: int, *, private: bool) -> None:
-        prewarm(private=private)
+    def __init__(self, workers: int) -> None:
+        prewarm()
         self._workers = [_Worker(self._next) for _ in range(workers)]
         self._idle = list(self._workers)
         self._queue: deque[_Task] = deque()

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from scipy import stats
 
 from fedward_client import trainer
-from fedward_client.clipping import patient_losses
 from fedward_client.cohorts import Patients
+from fedward_client.dp import plan
+from fedward_client.losses import patient_losses
 from fedward_client.trainer import train_round
+from fedward_common.errors import StudyError
 from fedward_common.models import build_model, initial_weights, load_weights, weights_of
 from fedward_common.study import Study
 from tests.builders import patients_of, private_study, small_study
@@ -91,7 +92,7 @@ def test_full_batch_training_is_what_torch_s_own_optimiser_does(
     tensors = [torch.from_numpy(a) for a in (patients.features, patients.labels, patients.mask)]
     for _ in range(5):
         optimiser.zero_grad()
-        patient_losses(model, *tensors).mean().backward()  # type: ignore[no-untyped-call]
+        patient_losses(model, tuple(tensors)).mean().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     assert change(study, patients) == pytest.approx(weights_of(model) - start, abs=1e-5)
 
@@ -109,7 +110,7 @@ def test_sum_is_divided_by_the_expected_number_not_by_the_drawn_one() -> None:
     patients = patients_of(study, rows=50)
     gradients = (0.5 - patients.labels[:, :1]) * np.c_[patients.features[:, 0], np.ones(50)]
     for round_ in range(1, 6):
-        generator = trainer._generator(study, "north", round_, private=False)
+        generator = trainer._generator(study, "north", round_)
         drawn = generator.random(50) < 0.3
         expected = -gradients[drawn].sum(axis=0) / (0.3 * 50)
         assert change(study, patients, round_=round_) == pytest.approx(expected, abs=1e-5)
@@ -164,13 +165,18 @@ def test_private_training_is_never_the_same_twice_and_tells_no_loss() -> None:
     assert math.isnan(loss)
 
 
-def test_private_training_warns_of_nothing_but_the_hook_on_data() -> None:
-    """The suite turns warnings into errors; the one that is excused is Opacus' on inputs that need no gradient."""
-    study = private_study(model=MLP)
+def test_private_training_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
-        change(study)
+        change(private_study(model=MLP))
+
+
+def test_private_training_tells_a_loss_that_is_paid_for() -> None:
+    study = private_study(model=MLP, privacy={"loss": "noised", "loss_bound": 3.0})
+    patients, start = patients_of(study), initial_weights(study)
+    losses = [train_round(study, patients, start, site="north", round_=1)[1] for _ in range(5)]
+    assert len(set(losses)) == 5
+    assert all(0.0 <= loss <= 3.0 for loss in losses)
 
 
 def test_private_change_has_the_noise_that_was_paid_for() -> None:
@@ -183,29 +189,6 @@ def test_private_change_has_the_noise_that_was_paid_for() -> None:
     patients = patients_of(study, rows=20)
     found = change(study, patients)
     assert found.std() == pytest.approx(5.0 * 1e-3 / 20, rel=0.03)
-
-
-def test_patients_are_drawn_independently_with_the_study_s_probability() -> None:
-    """Inclusion of each patient, size of the batches, and pairs: binomial at 99.99 %."""
-    study = private_study(training={"sampling_rate": 0.3})
-    draws = np.array([trainer._generator(study, "north", 1, private=True).random(60) < 0.3 for _ in range(2000)])
-    half = stats.norm.ppf(1 - 1e-4 / 120)
-    assert np.abs(draws.mean(axis=0) - 0.3).max() < half * math.sqrt(0.3 * 0.7 / 2000)
-    sizes = draws.sum(axis=1)
-    assert sizes.var() == pytest.approx(60 * 0.3 * 0.7, rel=4 * math.sqrt(2 / 2000))
-    pairs = (draws[:, :-1] & draws[:, 1:]).mean(axis=0)
-    assert np.abs(pairs - 0.09).max() < half * math.sqrt(0.09 * 0.91 / 2000)
-
-
-def test_sampling_under_privacy_is_the_operating_system_s() -> None:
-    study = private_study()
-    one, other = (trainer._generator(study, "north", 1, private=True).random(100) for _ in range(2))
-    assert (one != other).all()
-
-
-def test_full_batch_draws_everybody() -> None:
-    drawn = trainer._generator(small_study(), "north", 1, private=True).random(100_000) < 1.0
-    assert drawn.all()
 
 
 def test_empty_batch_takes_the_same_path() -> None:
@@ -233,13 +216,13 @@ def test_patient_with_a_poisonous_record_does_not_spoil_a_private_round(value: f
 
 def test_uncalibrated_study_does_not_train() -> None:
     privacy = {"mechanism": "dp_sgd", "epsilon": 8, "delta": 1e-4, "clip_norm": 1}
-    with pytest.raises(ValueError, match="not calibrated"):
+    with pytest.raises(StudyError, match="not calibrated"):
         change(small_study(privacy=privacy))
 
 
 def test_one_patient_moves_a_private_round_by_no_more_than_the_bound_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise taken out: the change of the weights after one step moves by at most lr·C / expected."""
-    monkeypatch.setattr(trainer, "add_noise", lambda total, _sigma: total.tensors)
+    monkeypatch.setattr(plan, "noised", lambda total, _sigma, _tier: total.tensors)
     study = private_study(training={"local_steps": 1, "learning_rate": 1.0}, privacy={"clip_norm": 0.1})
     patients = patients_of(study, rows=30)
     with_all = change(study, patients)

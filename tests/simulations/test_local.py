@@ -28,7 +28,7 @@ LONG = {"local_steps": 500, "rounds": 2}  # half a second: long enough to be kil
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[WorkerPool]:
-    with WorkerPool(2, private=False) as workers:
+    with WorkerPool(2) as workers:
         yield workers
 
 
@@ -151,7 +151,7 @@ class Assassin(LocalGrid):
 def test_worker_killed_in_mid_task_costs_that_site_one_round(tmp_path: Path) -> None:
     study = small_study(sites=list(SITES), training=LONG)
     rehearsal = Rehearsal(study, tmp_path / "sites")
-    with WorkerPool(1, private=False) as alone:
+    with WorkerPool(1) as alone:
         grid = Assassin(rehearsal.homes, alone)
         result, model = run(rehearsal, grid, tmp_path / "run", alone)
     assert grid.killed == 1

@@ -19,7 +19,7 @@ PATIENCE_S = 60
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[WorkerPool]:
-    with WorkerPool(2, private=False) as workers:
+    with WorkerPool(2) as workers:
         yield workers
 
 
@@ -67,7 +67,7 @@ def test_every_task_may_kill_its_process_and_the_next_one_still_runs(pool: Worke
 
 
 def test_a_process_that_dies_idle_is_replaced() -> None:
-    with WorkerPool(1, private=False) as alone:
+    with WorkerPool(1) as alone:
         pid = outcome(alone.submit(os.getpid))
         os.kill(pid, signal.SIGKILL)
         found = outcome(alone.submit(os.getpid))
@@ -82,7 +82,7 @@ def test_ctrl_c_is_left_to_the_main_process(pool: WorkerPool) -> None:
 
 
 def test_leaving_waits_for_what_runs_and_cancels_what_has_not_begun() -> None:
-    with WorkerPool(1, private=False) as alone:
+    with WorkerPool(1) as alone:
         outcome(alone.submit(abs, 1))
         running = alone.submit(time.sleep, 0.3)
         waiting = [alone.submit(abs, n) for n in range(3)]
@@ -94,7 +94,7 @@ def test_leaving_waits_for_what_runs_and_cancels_what_has_not_begun() -> None:
 
 
 def test_a_cancelled_task_is_skipped() -> None:
-    with WorkerPool(1, private=False) as alone:
+    with WorkerPool(1) as alone:
         alone.submit(time.sleep, 0.3)
         cancelled, last = alone.submit(abs, 1), alone.submit(abs, 2)
         assert cancelled.cancel()
