@@ -111,8 +111,8 @@ def _terms(promise: Promise) -> Iterator[tuple[str, str]]:
         yield "Patient of two hospitals", _given(spent.two_hospitals)
         yield "Patient of all hospitals", _given(spent.all_hospitals)
     for size, guarantee in spent.groups.items():
-        yield f"{_NUMBERS[size]} patients of one hospital", _given(guarantee)
-    yield "Telling apart two values of a record", _given(spent.two_values)
+        yield f"{_NUMBERS[size]} patients of one hospital, at most", _given(guarantee)
+    yield "Telling apart two values of a record, at most", _given(spent.two_values)
 
 
 def _means(promise: Promise) -> Iterator[tuple[str, str]]:
@@ -126,7 +126,10 @@ def _means(promise: Promise) -> Iterator[tuple[str, str]]:
     yield "Rounding", f"{_capital(account.rounding)}."
     check = "no finite bound" if account.cross_check is None else f"ε = {bound(account.cross_check)}"
     library = f"dp-accounting{_version(account.cross_check_version)}"
-    yield "Cross-check", f"{check} at the hospital that spent most, by Rényi divergences, which are looser ({library})."
+    yield (
+        "Cross-check",
+        f"{check} at the hospital that spent most, by Rényi divergences, mostly a looser bound ({library}).",
+    )
 
 
 def _version(version: str | None) -> str:

@@ -205,7 +205,7 @@ def test_group_for_which_no_bound_is_known_is_none_and_says_so() -> None:
     study = study_of(privacy={"epsilon": 100.0, "noise_multiplier": 0.4}, training={"sampling_rate": 0.5})
     worst = spent(study, 60, epsilon=99.0)
     page = page_of(statement_of(study, result_of(study, {"north": worst, "south": worst})))
-    assert ("Four patients of one hospital", "no bound is known") in page.facts["The terms of the promise"]
+    assert ("Four patients of one hospital, at most", "no bound is known") in page.facts["The terms of the promise"]
 
 
 def test_two_values_of_a_record_are_as_far_apart_as_two_patients() -> None:

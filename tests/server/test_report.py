@@ -507,6 +507,12 @@ class TestPrivacyStatement:
         assert "In plain words" not in text
         assert "The terms of the promise" in text
 
+    def test_name_of_the_patients_column_is_never_markup(self) -> None:
+        study = small_study(privacy=DP, cohort={"patient": HOSTILE})
+        rendered = render_report(result_of(study), study)
+        assert f"all rows of a hospital that agree in {HOSTILE};" in text_of(rendered)
+        assert "script" not in {tag for tag, _ in Outline(rendered).tags}
+
     def test_noised_loss_is_named_where_it_leaves(self) -> None:
         study = small_study(privacy=DP | {"loss": "noised"})
         text = told(result_of(study), study)
