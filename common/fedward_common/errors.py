@@ -5,7 +5,8 @@ Roots name whose fault it is; leaves name what the reader does next::
     FedwardError
     ├── StudyError               the study is wrong: its author corrects it
     │   ├── UnknownKeyError      a key that no study has
-    │   └── SignatureError       bytes and signature do not belong together
+    │   ├── SignatureError       bytes and signature do not belong together
+    │   └── UnsafeModelError     a model in which one patient's gradient depends on others
     ├── LocalDataError           the hospital's own data: its own staff looks
     │   ├── SchemaMismatchError  rows or columns that break the declared schema
     │   └── SplitOverlapError    one patient on both sides of a split
@@ -16,6 +17,7 @@ Roots name whose fault it is; leaves name what the reader does next::
     ├── EnrolmentError           the centre does not admit this site, with a code (`EnrolmentCode`)
     ├── TransportError           the wire: try again
     └── InstallationError        this computer lacks something
+        └── WeightDeltaError     a step did not do to the weights what it was told
 
 No message is built from a patient's values: a message is a template with names, counts and limits that
 are declared in a study or a policy. `Refusal` alone crosses a site's border, and of it only the code and
@@ -45,6 +47,8 @@ __all__ = [
     "StudyError",
     "TransportError",
     "UnknownKeyError",
+    "UnsafeModelError",
+    "WeightDeltaError",
     "refusal_of",
 ]
 
@@ -85,6 +89,12 @@ class SignatureError(StudyError):
     """A signature is missing, of another key, or of other bytes."""
 
     code = "study_signature"
+
+
+class UnsafeModelError(StudyError):
+    """The model cannot be trained privately as it is; the message names each module and its reason."""
+
+    code = "model_unsafe"
 
 
 class LocalDataError(FedwardError):
@@ -275,3 +285,9 @@ class InstallationError(FedwardError):
     """A library, a port or a file that this computer should have is not there."""
 
     code = "installation"
+
+
+class WeightDeltaError(InstallationError):
+    """A training step did not change the weights as the optimiser was told; the message names the parameter."""
+
+    code = "weights_not_trained"
