@@ -114,7 +114,11 @@ def _plain(study: Study, result: RunResult, private: DpSgd | None) -> Iterator[R
 
 def withheld(study: Study) -> tuple[str, ...]:
     """Return what never left a hospital in this study."""
-    always = ("patients’ records and identifiers", "the texts of errors", "optimiser state, buffers and gradients")
+    always = (
+        "patients’ records and identifiers",
+        "the texts of errors",
+        "optimiser state, buffers and single patients’ gradients",
+    )
     if not isinstance(study.privacy, DpSgd):
         return always
     kept = ("which patients a step drew, and how many", "norms of gradients and how many were clipped", "metrics")
@@ -129,7 +133,11 @@ def gaps(study: Study, result: RunResult) -> tuple[Gap, ...]:
 
 
 def _gaps_without(study: Study) -> tuple[Gap, ...]:
-    said = "was written without it" if isinstance(study.privacy, NoPrivacy) else "says nothing about privacy"
+    said = (
+        "was written without differential privacy"
+        if isinstance(study.privacy, NoPrivacy)
+        else "says nothing about privacy"
+    )
     return (
         Gap(
             topic="Every patient",

@@ -410,7 +410,8 @@ def test_models_for_comparison_are_not_private_and_give_a_simulation_away() -> N
 
 # ------------------------------------------------------------------------------------------------------------- without
 @pytest.mark.parametrize(
-    ("privacy", "said"), [(None, "says nothing about privacy"), ({"mechanism": "none"}, "was written without it")]
+    ("privacy", "said"),
+    [(None, "says nothing about privacy"), ({"mechanism": "none"}, "was written without differential privacy")],
 )
 def test_without_differential_privacy_it_says_so_and_holds_no_epsilon(privacy: Any, said: str) -> None:
     study = small_study(privacy=privacy)
