@@ -58,7 +58,7 @@ class Part:
     """What an engine makes of one micro-batch.
 
     Attributes:
-        tensors: float32 sums of clipped gradients, one for each trainable parameter.
+        tensors: float32 sums of clipped gradients, one for each trainable parameter, in memory that nobody else uses.
         losses: the patients' losses, detached, shape (patients,). Private: they leave in a noised sum or not at all.
     """
 
@@ -135,11 +135,14 @@ def clipped_sum(engine: Engine, model: nn.Module, records: Records, clip_norm: f
         clip_norm: see `Engine.part`.
         micro_batch: patients that are computed at once; at least 1. It bounds memory.
     """
-    totals = [torch.zeros(p.shape, dtype=torch.float32, device=p.device) for p in trainable(model)]
+    totals: tuple[torch.Tensor, ...] = ()
     losses = [torch.zeros(0, device=records[0].device)]
     for start in range(0, len(records[0]), micro_batch):
         part = engine.part(tuple(tensor[start : start + micro_batch] for tensor in records), clip_norm)
-        for total, tensor in zip(totals, part.tensors, strict=True):
+        for total, tensor in zip(totals, part.tensors, strict=bool(totals)):
             total.add_(tensor)
+        totals = totals or part.tensors
         losses.append(part.losses.to(torch.float32))
-    return StepSums(ClippedSum(tuple(totals), clip_norm), torch.cat(losses))
+    if not totals:
+        totals = tuple(torch.zeros(p.shape, dtype=torch.float32, device=p.device) for p in trainable(model))
+    return StepSums(ClippedSum(totals, clip_norm), torch.cat(losses))

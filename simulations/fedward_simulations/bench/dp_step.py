@@ -198,7 +198,7 @@ def _measure(name: str, device: str, rounds: int) -> dict[str, object]:
     labels = torch.randint(0, 2, (_PATIENTS, 1)).to(torch.float32)
     records = tuple(tensor.to(device) for tensor in (model.batch(), labels))
     sides = _sides(model.to(device), records)
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait: Step = torch.cuda.synchronize if device == "cuda" else lambda: None
     for side in sides.values():
         side.step()
         side.peak = side.held + _peak_bytes(side.step, device)

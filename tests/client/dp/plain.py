@@ -31,14 +31,16 @@ def flattened(model: nn.Module, records: Records) -> torch.Tensor:
     inputs, mask = records
     outputs = model(inputs.flatten(0, 1))
     losses = (0.5 * outputs.square() + outputs).flatten(1).mean(dim=1).view(mask.shape)
-    return (losses * mask).sum(dim=1) / mask.sum(dim=1)
+    found: torch.Tensor = (losses * mask).sum(dim=1) / mask.sum(dim=1)
+    return found
 
 
 def apart(model: nn.Module, records: Records) -> torch.Tensor:
     """Return the same losses for a model that is called on (patients, records, features)."""
     inputs, mask = records
     outputs = model(inputs)
-    return ((0.5 * outputs.square() + outputs).mean(dim=2) * mask).sum(dim=1) / mask.sum(dim=1)
+    found: torch.Tensor = ((0.5 * outputs.square() + outputs).mean(dim=2) * mask).sum(dim=1) / mask.sum(dim=1)
+    return found
 
 
 def per_patient(model: nn.Module, records: Records, losses: PatientLosses) -> list[torch.Tensor]:

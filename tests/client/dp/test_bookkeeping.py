@@ -101,7 +101,8 @@ def test_one_patient_moves_the_sum_by_at_most_the_bound(
 def _cancelling(model: nn.Module, records: Records) -> torch.Tensor:
     """Return losses whose gradient for the layer cancels to a ten-millionth: Σ ± ⟨v, f(x)⟩ over pairs of tokens."""
     inputs, directions = records
-    return (model(inputs) * directions).sum(dim=(1, 2))
+    losses: torch.Tensor = (model(inputs) * directions).sum(dim=(1, 2))
+    return losses
 
 
 @pytest.mark.parametrize("crumb", [0.0, 1e-7, 3e-7, 1e-6, 1e-5, 1e-4])
@@ -313,7 +314,7 @@ def test_layer_that_cannot_be_booked_is_refused_by_name(model: nn.Module, words:
     with pytest.raises(StudyError, match=words):
         BookkeepingEngine(model, flattened)
     for parameter in model.parameters():
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
     assert unsupported(model) == []
 
 

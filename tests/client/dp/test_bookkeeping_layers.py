@@ -163,7 +163,7 @@ def test_frozen_weights_with_trained_biases() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(16, 3))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(requires_grad=name.endswith("bias"))
+        parameter.requires_grad = name.endswith("bias")
     _equal(model, torch.randn(4, 2, 3, 4, 4))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedward_client.dp.choose import choose
+from fedward_client.dp.choose import Wanted, choose
 from fedward_common.errors import StudyError
 from tests.client.dp.plain import Network, Text, flattened
 
@@ -30,21 +30,21 @@ def test_hooks_are_chosen_where_it_is_not() -> None:
 
 
 @pytest.mark.parametrize("wanted", ["bookkeeping", "ghost", "hooks"])
-def test_the_wanted_engine_is_given(wanted: str) -> None:
-    assert choose(nn.Linear(3, 1), flattened, wanted).name == wanted  # type: ignore[arg-type]
+def test_the_wanted_engine_is_given(wanted: Wanted) -> None:
+    assert choose(nn.Linear(3, 1), flattened, wanted).name == wanted
 
 
 @pytest.mark.parametrize("wanted", ["bookkeeping", "ghost"])
-def test_a_wanted_engine_that_is_not_exact_is_refused_by_name(wanted: str) -> None:
+def test_a_wanted_engine_that_is_not_exact_is_refused_by_name(wanted: Wanted) -> None:
     with pytest.raises(StudyError, match=r"1\.weight") as caught:
-        choose(_tied(), flattened, wanted)  # type: ignore[arg-type]
+        choose(_tied(), flattened, wanted)
     assert "privacy.engine" in caught.value.remedy
 
 
 @pytest.mark.parametrize("wanted", ["auto", "hooks"])
-def test_a_model_that_no_engine_can_train_is_refused_by_name(wanted: str) -> None:
+def test_a_model_that_no_engine_can_train_is_refused_by_name(wanted: Wanted) -> None:
     with pytest.raises(StudyError, match="1:BatchNorm1d"):
-        choose(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), flattened, wanted)  # type: ignore[arg-type]
+        choose(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), flattened, wanted)
 
 
 def test_opacus_is_not_imported_for_bookkeeping() -> None:
@@ -58,7 +58,7 @@ def test_opacus_is_not_imported_for_bookkeeping() -> None:
 def test_all_engines_agree() -> None:
     torch.manual_seed(0)
     model, records = Network(), (torch.randn(6, 1, 3, 8, 8), torch.ones(6, 1))
-    wanted = ("bookkeeping", "ghost", "hooks")
+    wanted: tuple[Wanted, ...] = ("bookkeeping", "ghost", "hooks")
     sums = [torch.cat([t.flatten() for t in choose(model, flattened, w).part(records, 0.3).tensors]) for w in wanted]
     assert torch.allclose(sums[0], sums[1], atol=1e-5)
     assert torch.allclose(sums[0], sums[2], atol=1e-5)

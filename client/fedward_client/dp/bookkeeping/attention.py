@@ -26,7 +26,8 @@ class Attention:
         """Return why this layer cannot be booked; empty if it can."""
         if layer.bias_k is not None or layer.add_zero_attn:
             return "bias_k, bias_v or add_zero_attn"
-        return "" if layer.in_proj_weight is not None else "keys or values of another width than the queries"
+        same = "in_proj_weight" in {name for name, _ in layer.named_parameters(recurse=False)}
+        return "" if same else "keys or values of another width than the queries"
 
     @staticmethod
     def forward(  # noqa: PLR0913, PLR0917  (torch's interface)
@@ -46,18 +47,19 @@ class Attention:
         if query.dim() != 3:  # noqa: PLR2004  (patients, positions, features)
             msg = f"layer {name}: an input of {query.dim()} dimensions has no batch dimension"
             raise ValueError(msg)
-        heads = [_heads(part, layer.num_heads) for part in _projected(layer, name, tape, (query, key, value))]
-        mask = _mask(attn_mask, key_padding_mask, heads[0])
+        parts = _projected(layer, name, tape, (query, key, value))
+        queries, keys, values = (_heads(part, layer.num_heads) for part in parts)
+        mask = _mask(attn_mask, key_padding_mask, queries)
         dropout = layer.dropout if layer.training else 0.0
         weights = None
         if need_weights:
-            scores = heads[0] @ heads[1].transpose(2, 3) / math.sqrt(heads[0].shape[3])
+            scores = queries @ keys.transpose(2, 3) / math.sqrt(queries.shape[3])
             weights = functional.softmax(scores if mask is None else scores + mask, dim=-1)
             weights = functional.dropout(weights, dropout)
-            mixed = weights @ heads[2]
+            mixed = weights @ values
             weights = weights.mean(dim=1) if average_attn_weights else weights
         else:
-            mixed = functional.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)
+            mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
         output = layer.out_proj(mixed.transpose(1, 2).flatten(2))
         return (output if layer.batch_first else output.transpose(0, 1)), weights
 
@@ -78,7 +80,7 @@ def _projected(
 
 
 def _heads(part: torch.Tensor, heads: int) -> torch.Tensor:
-    return part.unflatten(2, (heads, -1)).transpose(1, 2)
+    return part.view(*part.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _mask(attention: torch.Tensor | None, padding: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
@@ -86,7 +88,7 @@ def _mask(attention: torch.Tensor | None, padding: torch.Tensor | None, query: t
     parts = []
     if attention is not None:
         added = _additive(attention, query.dtype)
-        parts.append(added if added.dim() == 2 else added.unflatten(0, (-1, query.shape[1])))  # noqa: PLR2004  (one for all)
+        parts.append(added if added.dim() == 2 else added.view(-1, query.shape[1], *added.shape[1:]))  # noqa: PLR2004  (one for all)
     if padding is not None:
         parts.append(_additive(padding, query.dtype)[:, None, None, :])
     return sum(parts[1:], parts[0]) if parts else None

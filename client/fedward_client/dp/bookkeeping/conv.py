@@ -17,7 +17,7 @@ __all__ = ["Conv"]
 _UNIT: Final = 2.0**-24
 _KEEP: Final = 2  # a kept gradient may be as large as this many times the input and output that booking would hold
 _CHUNK_NUMBERS: Final = 1 << 20
-_OPERATIONS: Final = {nn.Conv1d: functional.conv1d, nn.Conv2d: functional.conv2d, nn.Conv3d: functional.conv3d}
+_OPERATIONS: Final = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 AnyConv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -71,8 +71,8 @@ class _Conv(torch.autograd.Function):
     def forward(
         ctx: Any,
         inputs: torch.Tensor,
-        weight: nn.Parameter,
-        bias: nn.Parameter | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
         layer: AnyConv,
         name: str,
         tape: Tape,
@@ -84,7 +84,7 @@ class _Conv(torch.autograd.Function):
         ctx.save_for_backward(used if weight.requires_grad else None, weight)
         ctx.shape, ctx.type = used.shape, inputs.dtype
         ctx.bias, ctx.layer, ctx.name, ctx.tape = bias, layer, name, tape
-        operation = next(run for kind, run in _OPERATIONS.items() if isinstance(layer, kind))
+        operation = _OPERATIONS[len(layer.kernel_size)]
         part = None if bias is None else bias.to(used.dtype)
         return operation(used, weight.to(used.dtype), part, layer.stride, _padding(layer), layer.dilation, layer.groups)
 
@@ -146,10 +146,11 @@ def _bounded(layer: AnyConv, inputs: torch.Tensor, outputs: torch.Tensor) -> tor
     Both computations round, each by at most 8·√T·u of Σ_t ‖a_t‖ ‖b_t‖ (`GhostError`), which is at most the product of
     the norms of all outputs and of all inputs, each of which is in at most as many patches as the kernel has places.
     """
-    norm = squares_of(_per_patient(layer, inputs, outputs, 1)).sqrt()
+    norm: torch.Tensor = squares_of(_per_patient(layer, inputs, outputs, 1)).sqrt()
     sides = [torch.linalg.vector_norm(wide(side), dtype=torch.float64) for side in (inputs, outputs)]
     share = 16 * _UNIT * math.sqrt(outputs[:, 0].numel() * math.prod(layer.kernel_size))
-    return (norm + share * sides[0] * sides[1]).square()
+    bound: torch.Tensor = norm + share * sides[0] * sides[1]
+    return bound.square()
 
 
 def _ghost(layer: AnyConv, inputs: torch.Tensor, outputs: torch.Tensor, patients: int) -> torch.Tensor:
@@ -159,10 +160,10 @@ def _ghost(layer: AnyConv, inputs: torch.Tensor, outputs: torch.Tensor, patients
     for start in range(0, len(outputs), step):
         patches = functional.unfold(
             wide(inputs[start : start + step]),
-            layer.kernel_size,  # type: ignore[arg-type]
-            dilation=layer.dilation,  # type: ignore[arg-type]
-            padding=_padding(layer),
-            stride=layer.stride,  # type: ignore[arg-type]
+            layer.kernel_size,
+            dilation=layer.dilation,
+            padding=tuple(_padding(layer)),
+            stride=layer.stride,
         )
         columns = patches.transpose(1, 2).reshape(1, -1, patches.shape[1])
         gradient = outputs[start : start + step].flatten(2).transpose(1, 2).reshape(1, -1, outputs.shape[1])
@@ -178,7 +179,7 @@ def _again(layer: AnyConv, inputs: torch.Tensor, outputs: torch.Tensor, patients
         step = max(1, _CHUNK_NUMBERS * patients // outputs.numel())
         for start in range(0, patients, step):
             some = slice(start, start + step)
-            parts = [side.unflatten(0, (patients, records))[some] for side in (outputs, inputs)]
+            parts = [side.reshape(patients, records, *side.shape[1:])[some] for side in (outputs, inputs)]
             scaled = weights.scaled(parts[0], some).flatten(0, 1).to(weight.dtype)
             masked = weights.masked(wide(parts[1]), some).flatten(0, 1)
             total += _backward(layer, scaled, masked, weight, of_input=False)

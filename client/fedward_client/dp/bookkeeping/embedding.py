@@ -37,7 +37,7 @@ class Embedding:
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, tokens: torch.Tensor, weight: nn.Parameter, padding: int | None, name: str, tape: Tape
+        ctx: Any, tokens: torch.Tensor, weight: torch.Tensor, padding: int | None, name: str, tape: Tape
     ) -> torch.Tensor:
         ctx.save_for_backward(tokens, weight)
         ctx.padding, ctx.name, ctx.tape = padding, name, tape
@@ -57,7 +57,7 @@ class _Embedding(torch.autograd.Function):
         return None, None, None, None, None
 
 
-def _book(tape: Tape, name: str, weight: nn.Parameter, tokens: torch.Tensor, rows: torch.Tensor) -> None:
+def _book(tape: Tape, name: str, weight: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor) -> None:
     """Add up the rows of equal tokens, patient by patient, and book what is left.
 
     Args:
@@ -81,7 +81,7 @@ def _book(tape: Tape, name: str, weight: nn.Parameter, tokens: torch.Tensor, row
     tape.book(name, weight, squares, _scatter(weight, named, sums.view(patients, positions, -1)))
 
 
-def _scatter(weight: nn.Parameter, tokens: torch.Tensor, sums: torch.Tensor) -> Finish:
+def _scatter(weight: torch.Tensor, tokens: torch.Tensor, sums: torch.Tensor) -> Finish:
     def finish(weights: Weights) -> torch.Tensor:
         total = torch.zeros(weight.shape, dtype=sums.dtype, device=sums.device)
         return total.index_add_(0, tokens.flatten(), weights.scaled(sums).to(sums.dtype).flatten(0, 1))

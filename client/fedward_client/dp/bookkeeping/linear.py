@@ -39,8 +39,8 @@ def linear(
     tape: Tape,
     name: str,
     inputs: torch.Tensor,
-    weight: nn.Parameter,
-    bias: nn.Parameter | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
     rows: slice = slice(None),
 ) -> torch.Tensor:
     """Return ``inputs @ weight[rows].T + bias[rows]``; the gradients of both are booked."""
@@ -61,8 +61,8 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any,
         inputs: torch.Tensor,
-        weight: nn.Parameter,
-        bias: nn.Parameter | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
         rows: slice,
         name: str,
         tape: Tape,
@@ -97,7 +97,7 @@ def _sum_type(values: torch.Tensor) -> torch.dtype:
 def book_pairs(
     tape: Tape,
     name: str,
-    weight: nn.Parameter,
+    weight: torch.Tensor,
     inputs: torch.Tensor,
     outputs: torch.Tensor,
     rows: slice = slice(None),

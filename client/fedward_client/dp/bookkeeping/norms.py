@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -11,10 +11,10 @@ from fedward_client.dp.bookkeeping.tape import Tape, wide
 
 __all__ = ["GroupNorm", "LayerNorm", "RmsNorm"]
 
-Pair = tuple[nn.Parameter | None, nn.Parameter | None]
+_CACHED: Final = 1 << 19  # numbers
 
 
-def _keep(tape: Tape, name: str, parameter: nn.Parameter | None, gradients: torch.Tensor | None) -> None:
+def _keep(tape: Tape, name: str, parameter: torch.Tensor | None, gradients: torch.Tensor | None) -> None:
     """Book per-patient gradients of the scale or the shift, of any shape that has the parameter's numbers."""
     if parameter is not None and parameter.requires_grad and gradients is not None:
         tape.keep(name, parameter, gradients.reshape(tape.patients, *parameter.shape))
@@ -48,8 +48,8 @@ class _LayerNorm(torch.autograd.Function):
     def forward(
         ctx: Any,
         inputs: torch.Tensor,
-        weight: nn.Parameter,
-        bias: nn.Parameter | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
         how: tuple[list[int], float],
         name: str,
         tape: Tape,
@@ -103,15 +103,15 @@ class _GroupNorm(torch.autograd.Function):
     def forward(
         ctx: Any,
         inputs: torch.Tensor,
-        weight: nn.Parameter,
-        bias: nn.Parameter,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
         how: tuple[int, float],
         name: str,
         tape: Tape,
     ) -> torch.Tensor:
         inputs = inputs.contiguous()
         ctx.sizes = (*inputs.shape[:2], inputs[0, 0].numel(), how[0])
-        output, mean, scale = torch.native_group_norm(inputs, weight, bias, *ctx.sizes, how[1])
+        output, mean, scale = torch.native_group_norm(inputs, weight, bias, *ctx.sizes, how[1])  # type: ignore[call-arg]  # mypy counts no starred ones
         ctx.save_for_backward(inputs, mean, scale, weight)
         ctx.bias, ctx.name, ctx.tape = bias, name, tape
         return output
@@ -127,7 +127,7 @@ class _GroupNorm(torch.autograd.Function):
             shift = rows.sum(dim=2)
             _keep(tape, ctx.name, ctx.bias, shift.view(tape.patients, -1, channels).sum(dim=1))
             if weight.requires_grad:
-                product = torch.mul(rows, wide(inputs).view(rows.shape)).sum(dim=2).view(count, groups, -1)
+                product = _dots(rows, inputs.view(rows.shape)).view(count, groups, -1)
                 centred = product - wide(mean).view(count, groups, 1) * shift.view(product.shape)
                 scaled = centred * wide(scale).view(count, groups, 1)
                 _keep(tape, ctx.name, weight, scaled.view(tape.patients, -1, channels).sum(dim=1))
@@ -137,6 +137,19 @@ class _GroupNorm(torch.autograd.Function):
                 gradient, inputs, mean, scale, weight, *ctx.sizes, [True, False, False]
             )[0]
         return back, None, None, None, None, None
+
+
+def _dots(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return the products of two tensors of shape (records, channels, size), summed over the last dimension.
+
+    A few records at a time, so that the products stay in the processor's cache.
+    """
+    result = torch.empty(left.shape[:2], dtype=left.dtype, device=left.device)
+    step = max(1, _CACHED // left[0].numel())
+    for start in range(0, len(left), step):
+        some = slice(start, start + step)
+        torch.sum(left[some] * wide(right[some]), dim=2, out=result[some])
+    return result
 
 
 class RmsNorm:
@@ -160,7 +173,7 @@ class RmsNorm:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, inputs: torch.Tensor, weight: nn.Parameter, eps: float, name: str, tape: Tape
+        ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, eps: float, name: str, tape: Tape
     ) -> torch.Tensor:
         over = tuple(range(-weight.dim(), 0))
         scale = wide(inputs).square().mean(dim=over, keepdim=True).add_(eps).rsqrt_()

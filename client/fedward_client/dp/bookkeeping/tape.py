@@ -62,7 +62,7 @@ class Tape:
             gradient in anyone else's rows is refused, since its rows are not patients, or patients are mixed.
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], patients: int, probe: int | None = None) -> None:
+    def __init__(self, parameters: Iterable[torch.Tensor], patients: int, probe: int | None = None) -> None:
         self.patients = patients
         self.probe = probe
         self._parameters = list(parameters)
@@ -92,7 +92,7 @@ class Tape:
         return False
 
     def book(
-        self, layer: str, parameter: torch.nn.Parameter, squares: torch.Tensor, finish: Finish, rows: slice = _ALL
+        self, layer: str, parameter: torch.Tensor, squares: torch.Tensor, finish: Finish, rows: slice = _ALL
     ) -> None:
         """Book a part of a parameter's gradient.
 
@@ -113,7 +113,7 @@ class Tape:
         self._booked[place].append((rows, finish))
         self._squares[0] += squares.to(self._squares[0])
 
-    def keep(self, layer: str, parameter: torch.nn.Parameter, gradients: torch.Tensor, rows: slice = _ALL) -> None:
+    def keep(self, layer: str, parameter: torch.Tensor, gradients: torch.Tensor, rows: slice = _ALL) -> None:
         """Book per-patient gradients as they are, at least float32, shape (patients, *part of the parameter).
 
         The norm is of the very numbers that are summed, so that no rounding comes between bound and contribution.
@@ -150,8 +150,9 @@ def squares_of(gradients: torch.Tensor) -> torch.Tensor:
     Long rows are summed in pieces of one slice each, so that the error is that of a piece, not of the whole.
     """
     if gradients.dim() < 3:  # noqa: PLR2004  (a vector for each patient)
-        return torch.linalg.vector_norm(gradients.flatten(1), dim=1, dtype=torch.float64).square()
-    pieces = torch.linalg.vector_norm(gradients.flatten(2), dim=2)
+        norms: torch.Tensor = torch.linalg.vector_norm(gradients.flatten(1), dim=1, dtype=torch.float64)
+        return norms.square()
+    pieces: torch.Tensor = torch.linalg.vector_norm(gradients.flatten(2), dim=2)
     return pieces.to(torch.float64).square().sum(dim=1)
 
 
