@@ -208,6 +208,13 @@ def test_group_for_which_no_bound_is_known_is_none_and_says_so() -> None:
     assert ("Four patients of one hospital, at most", "no bound is known") in page.facts["The terms of the promise"]
 
 
+def test_groups_and_cross_check_are_those_of_the_hospital_that_spent_most() -> None:
+    study = study_of()
+    promise = promise_of(study, {"north": spent(study, 2), "south": spent(study, 6)})
+    assert promise.spent.groups[4].epsilon == for_group(Spend(4.0, 1.0, 6), 4, DELTA)
+    assert known(promise.account.cross_check) > known(promise.spent.worst_site.epsilon)
+
+
 def test_two_values_of_a_record_are_as_far_apart_as_two_patients() -> None:
     figures = promise_of(study_of(training=SAMPLED)).spent
     assert figures.two_values == figures.groups[2]
