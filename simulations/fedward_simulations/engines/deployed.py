@@ -57,6 +57,7 @@ class Deployed:
         logs: folder for one log file of each process; created if need be.
         app: the installed ClientApp that daemons run.
         bundle: what the run ships; the daemons pin the code-free one in any case.
+        heartbeat_s: between signs of life; a site without one for twice as long is away, and its round fails at once.
 
     Inside the ``with`` this process is the ServerApp. On leaving, also by Ctrl-C or an exception, the run is reported
     and all processes end: SIGTERM, and after 5 s SIGKILL.
@@ -66,12 +67,19 @@ class Deployed:
     """
 
     def __init__(
-        self, homes: Mapping[str, Path], logs: Path, *, worker: str = DEFAULT_WORKER, bundle: Bundle | None = None
+        self,
+        homes: Mapping[str, Path],
+        logs: Path,
+        *,
+        worker: str = DEFAULT_WORKER,
+        bundle: Bundle | None = None,
+        heartbeat_s: float = _HEARTBEAT_S,
     ) -> None:
         self._homes = {name: Path(home).resolve() for name, home in homes.items()}
         self._logs = logs
         self._worker = worker
         self._bundle = bundle or code_free_bundle()
+        self._heartbeat_s = heartbeat_s
         self._stack = contextlib.ExitStack()
         self.processes: dict[str, LoggedProcess] = {}
 
@@ -88,7 +96,7 @@ class Deployed:
 
     def _open(self, stack: contextlib.ExitStack) -> Connected:
         superlink = stack.enter_context(SuperLinkProcess(self._logs))
-        keys = {name: write_home(home, superlink) for name, home in self._homes.items()}
+        keys = {name: write_home(home, superlink, self._heartbeat_s) for name, home in self._homes.items()}
         for name, home in self._homes.items():
             command = ["fedward_client.daemon", "--home", str(home), "--worker", self._worker]
             self.processes[name] = stack.enter_context(LoggedProcess(name, command, self._logs))
@@ -255,7 +263,7 @@ def _write_superlink(folder: Path, certificate: ServerCertificate) -> bytes:
     return secret
 
 
-def write_home(home: Path, superlink: SuperLinkProcess) -> bytes:
+def write_home(home: Path, superlink: SuperLinkProcess, heartbeat_s: float = _HEARTBEAT_S) -> bytes:
     """Write a site's connection into its home folder and return the public key that it is known by."""
     home.mkdir(parents=True, exist_ok=True)
     for name in ("node.key", "node_id"):
@@ -267,7 +275,7 @@ def write_home(home: Path, superlink: SuperLinkProcess) -> bytes:
         "ca": "ca.pem",
         "node_key": "node.key",
         "bundle_sha256": code_free_bundle().sha256,
-        "heartbeat_s": _HEARTBEAT_S,
+        "heartbeat_s": heartbeat_s,
     }
     (home / "connection.yaml").write_text(yaml.safe_dump(connection), encoding="utf-8")
     return public_key_bytes(key)

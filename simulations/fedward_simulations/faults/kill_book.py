@@ -278,6 +278,5 @@ def _stops(
         for site in entry["sites"]:
             if (site, entry["round"]) not in came:
                 yield f"round {entry['round']} counts {site}, whose update never came"
-    absent = set(result["sites"]) - set(result["rounds"][-1]["sites"] if done else ())
-    if absent:
-        yield f"in the last round there was no update of {', '.join(sorted(absent))}"
+    for site in sorted(set(result["sites"]) - set(result["rounds"][-1]["sites"] if done else ())):
+        yield f"in the last round there was no update of {site}: {result['sites'][site].get('reason')}"

@@ -53,12 +53,13 @@ __all__ = ["campaign", "main"]
 
 _STUDY: Final = (
     "study=breast_cancer", "model=linear", "privacy=dp", "training.local_steps=4", "training.sampling_rate=0.2",
-    "training.learning_rate=0.5", "aggregation.quorum=2", "aggregation.deadline_seconds=45", "engine=deployed",
+    "training.learning_rate=0.5", "aggregation.quorum=2", "aggregation.deadline_seconds=180", "engine=deployed",
     "cohort.source.hospitals.north=0.4", "cohort.source.hospitals.south=0.3", "cohort.source.hospitals.east=0.3",
     "~cohort.source.hospitals.west", "evaluation.bootstrap=100",
 )  # fmt: skip
 _TAIL: Final = 3
 _HOLD_S: Final = 0.2
+_HEARTBEAT_S: Final = 60.0  # a daemon takes half a minute to start on a computer with four times its load
 
 
 class _Ear:
@@ -131,7 +132,7 @@ def campaign(folder: Path, kills: int, seed: int, *, daemons: float = 0.4) -> di
     (folder / "run").mkdir()
     predictor = TorchPredictor(study, federation.hold_out.rows.features)
     coordinator = Coordinator(study, federation.hold_out, predictor, folder / "run", "deployed")
-    deployed = Deployed(homes, folder / "logs")
+    deployed = Deployed(homes, folder / "logs", heartbeat_s=_HEARTBEAT_S)
     with ExitStack() as stack:
         grid, _, roster = stack.enter_context(deployed)
         supervisor = stack.enter_context(Supervisor(homes, folder / "logs", deployed.processes))
