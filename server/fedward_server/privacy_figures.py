@@ -29,7 +29,8 @@ def composed(spend: Spend, steps: Sequence[int], delta: float) -> float | None:
     """Return the ε at `delta` of a patient whose records were in every one of several mechanisms.
 
     Each hospital draws its own noise, so a patient's records at several of them are as many independent mechanisms
-    with one noise and one rate, adaptively composed: as if one hospital had taken all the steps.
+    with one noise and one rate, adaptively composed: as if one hospital had taken all the steps. What
+    `fedward_common.privacy_sites.across_sites` says of any hospitals, at the price of one composition.
 
     Args:
         spend: noise and rate of a step; its own number of steps does not count.

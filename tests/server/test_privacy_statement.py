@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from fedward_common.privacy import Spend, epsilon_of
+from fedward_common.privacy_sites import across_sites
 from fedward_common.study import Study
 from fedward_server.privacy_figures import certainty, composed, for_group, rdp_bound
 from fedward_server.privacy_statement import PrivacyStatement, Promise, dump_statement, statement_of
@@ -150,6 +151,19 @@ def test_patient_of_two_hospitals_is_as_if_one_had_taken_the_steps_of_both() -> 
     figures = promise_of(study, sites).spent
     assert gaussian_delta(math.sqrt(10) / 4, known(figures.two_hospitals.epsilon)) == pytest.approx(DELTA, rel=1e-6)
     assert gaussian_delta(math.sqrt(12) / 4, known(figures.all_hospitals.epsilon)) == pytest.approx(DELTA, rel=1e-6)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.1])
+def test_patient_of_several_hospitals_costs_what_the_accountant_says_of_any_two_and_of_all(rate: float) -> None:
+    """`across_sites` composes whatever each hospital spent; a study's hospitals differ in their steps alone."""
+    names = ["a", "b", "c", "d"]
+    study = study_of(sites=names, training={"sampling_rate": rate, "local_steps": 20})
+    counts = dict(zip(names, (20, 60, 40, 0), strict=True))
+    theirs = across_sites({name: [Spend(4.0, rate, count)] for name, count in counts.items()}, DELTA)
+    figures = promise_of(study, {name: spent(study, count) for name, count in counts.items()}).spent
+    assert figures.worst_site.epsilon == pytest.approx(theirs.worst_of_one, rel=1e-9)
+    assert figures.two_hospitals.epsilon == pytest.approx(theirs.any_two, rel=1e-3)
+    assert figures.all_hospitals.epsilon == pytest.approx(theirs.everywhere, rel=1e-9)
 
 
 @given(steps=st.lists(st.integers(0, 60), min_size=1, max_size=6))
