@@ -19,6 +19,7 @@ Protection = Literal["noised", "post_processing", "exact", "independent", "none"
 cohort, without noise. ``independent``: does not depend on patients' records. ``none``: of a study without privacy."""
 
 _SIMULATIONS: Final = ("local", "ray")
+_LOSS_SEEN: Final = "the coordinator; their mean of each round, every reader of the result"
 
 
 class Release(Contract):
@@ -62,13 +63,13 @@ def _releases(study: Study, result: RunResult) -> Iterator[Release]:
         )
     if trained and private is None:
         yield Release(
-            what="losses", holds="the mean loss in training, once a hospital and round", seen_by="the coordinator",
+            what="losses", holds="the mean loss in training, once a hospital and round", seen_by=_LOSS_SEEN,
             protection="none",
         )  # fmt: skip
     if trained and private is not None and private.loss == "noised":
         yield Release(
             what="losses", holds="the mean loss in training of a round, noised; a part of each step’s privacy pays",
-            seen_by="the coordinator", protection="noised",
+            seen_by=_LOSS_SEEN, protection="noised",
         )  # fmt: skip
     if result.rounds:
         yield Release(
@@ -121,7 +122,11 @@ def withheld(study: Study) -> tuple[str, ...]:
     )
     if not isinstance(study.privacy, DpSgd):
         return always
-    kept = ("which patients a step drew, and how many", "norms of gradients and how many were clipped", "metrics")
+    kept = (
+        "which patients a step drew, and how many",
+        "norms of gradients and how many were clipped",
+        "metrics other than the loss",
+    )
     return (*always, *kept, *(() if study.privacy.loss == "noised" else ("losses in training",)))
 
 
