@@ -55,7 +55,7 @@ SMOOTHING: Final = 3
 _PIECE: Final = 1 << 20  # values for each key; what a key is used for does not depend on the number of threads
 _CHUNK: Final = 1 << 14  # float64 values that stay in a core's cache
 _BOUNDS: Final = (2.0**-60, 2.0**60)  # of an L2 bound: within, nothing here over- or underflows float64
-_MULTIPLIERS: Final = (2.0**-60, 2.0**20)  # ten times what a study may ask for
+_MULTIPLIERS: Final = (2.0**-60, 2.0**30)  # a study may ask for 10**5; the noise of its loss is larger
 _GRID_BITS: Final = 20  # rounding adds at most 2**-20 of the bound to the sensitivity, unless the noise is huge
 _NOISE_BITS: Final = 42  # the noise's σ is below 2**43 steps, within what the sampler takes
 _LARGEST_STEPS: Final = 2.0**62  # of a sum, so that it and its noise fit 64 bits
@@ -86,8 +86,8 @@ class Grid:
 
         Args:
             l2_bound: the sensitivity before rounding, 2**-60 to 2**60.
-            noise_multiplier: 2**-60 to 2**20.
-            size: number of values, 1 to 2**44.
+            noise_multiplier: 2**-60 to 2**30.
+            size: number of values, at least 1; above ``noise_multiplier * √size`` = 2**42 the sampler refuses the grid.
         """
         root_bits = ((size - 1).bit_length() + 1) // 2  # 2**root_bits ≥ √size
         bound_bits = math.frexp(l2_bound)[1] - 1  # 2**bound_bits ≤ l2_bound
@@ -108,7 +108,7 @@ def noised(
 
     Args:
         total: what may leave once noised.
-        noise_multiplier: σ over the sensitivity, 2**-60 to 2**20.
+        noise_multiplier: σ over the sensitivity, 2**-60 to 2**30.
         tier: which noise; see the module.
         source: for tests only; by default the operating system.
 
@@ -124,7 +124,8 @@ def noised(
         return ()
     flat = torch.cat([tensor.detach().reshape(-1) for tensor in total.tensors])  # a copy, which becomes the result
     device, values = flat.device, flat.cpu().numpy()
-    _each_piece(_adder(total.l2_bound, noise_multiplier, len(values), tier), values, source or os.urandom)
+    if len(values):
+        _each_piece(_adder(total.l2_bound, noise_multiplier, len(values), tier), values, source or os.urandom)
     parts = torch.split_with_sizes(torch.from_numpy(values).to(device), [t.numel() for t in total.tensors])
     return tuple(part.view(tensor.shape) for part, tensor in zip(parts, total.tensors, strict=True))
 
