@@ -203,7 +203,7 @@ def _experiment(model: nn.Module, example: Example) -> Found:
         first, held = _trace(subject, example, devices), _held(subject)
         second, held_after = _trace(subject, other, devices), _held(subject)
     yield from _coupled(first, second, patients)
-    for key in held_after.keys() | held.keys():
+    for key in sorted(held_after.keys() | held.keys()):
         if key not in held or key not in held_after or not _same(held[key], held_after[key]):
             name, _, attribute = key.rpartition(".")
             yield name, f"its {attribute} changes with the batch"
