@@ -26,6 +26,7 @@ _EARLY: Final = "fedward.early"
 _SUMMARIES: Final = {
     "client": "A hospital's side.",
     "data": "Download data sets with pinned digests.",
+    "privacy": "Plan a privacy budget before anybody trains.",
     "server": "The centre's side.",
     "simulate": "Run a study over simulated hospitals.",
     "study": "Draft, compose, sign, verify and show studies.",
