@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fedward_client.dp.bookkeeping.tape import Finish, Tape, Weights, wide
 
-__all__ = ["GhostError", "Linear", "book_pairs", "cast_for_autocast", "ghost_squares"]
+__all__ = ["GhostError", "Linear", "book_pairs", "cast_for_autocast", "ghost_squares", "linear"]
 
 _UNIT: Final = 2.0**-24  # half an ulp of 1 in float32
 _TINY: Final = 2.0**-126  # below it, a product may be lost altogether
@@ -132,13 +132,19 @@ def book_pairs(
 
 
 def _product(inputs: torch.Tensor, outputs: torch.Tensor) -> Finish:
+    """Return what multiplies the pair, some patients at a time; the factors go to the narrower side."""
+
     def finish(weights: Weights) -> torch.Tensor:
         total = torch.zeros(outputs.shape[2], inputs.shape[2], dtype=_sum_type(outputs), device=outputs.device)
-        step = max(1, _CHUNK_NUMBERS // outputs[0].numel())
+        swap = inputs.shape[2] < outputs.shape[2]
+        narrow, other = (inputs, outputs) if swap else (outputs, inputs)
+        step = max(1, _CHUNK_NUMBERS // narrow[0].numel())
         for start in range(0, len(inputs), step):
             some = slice(start, start + step)
-            scaled = weights.scaled(outputs[some], some).flatten(0, 1)
-            total.addmm_(scaled.t(), weights.masked(wide(inputs[some]), some).flatten(0, 1).to(total.dtype))
+            scaled = weights.scaled(narrow[some], some).flatten(0, 1).to(total.dtype)
+            masked = weights.masked(wide(other[some]), some).flatten(0, 1).to(total.dtype)
+            left, right = (masked, scaled) if swap else (scaled, masked)
+            total.addmm_(left.t(), right)
         return total
 
     return finish
