@@ -86,7 +86,8 @@ def objections(model: nn.Module, example: Example | None = None) -> list[str]:
         unproven = [(n, why) for n, why in _unproven(model) if not any(n == k or n.startswith(f"{k}.") for k in known)]
         reasons.update(unproven)
     elif not reasons:
-        reasons.update(_experiment(model, example))
+        for name, reason in _experiment(model, example):
+            reasons.setdefault(name, reason)
     return [f"{name or 'the model'}: {reason}" for name, reason in reasons.items()]
 
 
