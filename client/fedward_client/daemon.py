@@ -42,7 +42,7 @@ from fedward_client.flower_adapter import (
 )
 from fedward_client.mailbox import Box, Key, Mailbox
 from fedward_client.notify import Watchdog
-from fedward_client.runner import DEFAULT_WORKER, Runner, TaskLimits, configure_logs
+from fedward_client.runner import DEFAULT_WORKER, ChildrenDieError, Runner, TaskLimits, configure_logs
 from fedward_client.syslog_forward import forwarder
 from fedward_client.vitals import Vitals, shown
 from fedward_client.worker import Worker
@@ -388,7 +388,7 @@ def _readable(box: Box, read: Callable[[bytes], MailT]) -> list[MailT]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the daemon until it is told to stop; return the exit code (0 stopped, 2 misconfigured)."""
+    """Run the daemon until it is told to stop; return 0: stopped, 2: misconfigured, 1: worth another start."""
     parser = argparse.ArgumentParser(prog="python -m fedward_client.daemon", description=__doc__)
     parser.add_argument("--home", type=Path, required=True, help="folder with connection.yaml")
     parser.add_argument("--worker", default=DEFAULT_WORKER, help="installed worker, module:attribute")
@@ -421,7 +421,7 @@ def main(arguments: list[str] | None = None) -> int:
                     sender.stop()
     except FedwardError as error:
         _log.error("cannot_start", cause=error.message, remedy=error.remedy)
-        return 2
+        return 1 if isinstance(error, ChildrenDieError) else 2
     _log.info("stopped")
     return 0
 

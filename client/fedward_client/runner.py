@@ -44,7 +44,7 @@ from fedward_client.sandbox import EVERY_LAYER, Layer, Reach, Sandbox, needs_fet
 from fedward_client.worker import Facts, Job, Session, Trained
 from fedward_common.errors import InstallationError, Refusal, RefusalCode
 
-__all__ = ["DEFAULT_WORKER", "WARM", "Runner", "TaskLimits", "coded", "configure_logs"]
+__all__ = ["DEFAULT_WORKER", "WARM", "ChildrenDieError", "Runner", "TaskLimits", "coded", "configure_logs"]
 
 DEFAULT_WORKER: Final = "fedward_client.worker:InProcessWorker"
 WARM: Final = "fedward_client.warm"
@@ -61,6 +61,7 @@ _CODE_BYTES: Final = 1 << 16
 _TOO_LONG: Final = "bad message length"  # what `Connection.recv_bytes` raises says no more
 _LOOK_S: Final = 0.05
 _START_S: Final = 120.0
+_TRIES: Final = 3
 _KILLS: Final = Path("/proc/vmstat")
 _log = structlog.get_logger("fedward.runner")
 
@@ -70,6 +71,12 @@ class TaskLimits:
     """What no task may pass, whatever its job's own resources are: `wall_s` seconds from fork to the last answer."""
 
     wall_s: float = 604_800.0
+
+
+class ChildrenDieError(InstallationError):
+    """Children die before they can say anything; starting the daemon again later may help."""
+
+    code = "children_die"
 
 
 class Runner:
@@ -117,17 +124,14 @@ class Runner:
     def start(self) -> None:
         """Start and warm the nursery, and see that a child of it finds the worker and what its sandbox holds.
 
+        A child that dies on the way, killed or for want of memory, says nothing of the installation: another is tried.
+
         Raises:
-            InstallationError: a child cannot be forked, or does not find the worker.
+            ChildrenDieError: `_TRIES` children in a row have died, or could not be forked.
+            InstallationError: a child does not find the worker.
         """
         started = time.monotonic()
-        try:
-            with tempfile.TemporaryDirectory(prefix="fedward-probe-") as folder:
-                order = Order("probe", self._worker, Reach(Path(folder), write=(Path(folder),)), self._layers)
-                with self._task(order, _START_S) as task:
-                    answer = task.receive(_CODE_BYTES)
-        except (Refusal, NurseryLostError) as error:
-            answer = Kind.BROKEN + str(error).encode()
+        answer = self._probe(_TRIES)
         if answer[:1] != Kind.SANDBOX:
             msg = f"the task process does not start: {answer[1:].decode('utf-8', 'replace')}"
             raise InstallationError(msg, remedy=f"python -c 'import {self._worker.partition(':')[0]}' shows the cause")
@@ -137,6 +141,21 @@ class Runner:
         if not self._sandbox.by_kernel:
             remedy = "a kernel with Landlock and seccomp, or a container that does not forbid them"
             _log.warning("sandbox_weak", sandbox=self._sandbox.describe(), remedy=remedy)
+
+    def _probe(self, tries: int) -> bytes:
+        """Return what the first child says that lives long enough to."""
+        with tempfile.TemporaryDirectory(prefix="fedward-probe-") as folder:
+            order = Order("probe", self._worker, Reach(Path(folder), write=(Path(folder),)), self._layers)
+            try:
+                with self._task(order, _START_S) as task:
+                    return task.receive(_CODE_BYTES)
+            except (Refusal, NurseryLostError) as error:
+                cause = str(error)
+        if tries == 1 or self._stop.is_set():
+            msg = f"the task process does not start: {cause}"
+            raise ChildrenDieError(msg, remedy="is memory short, or does somebody kill it? it is tried again")
+        _log.warning("runner_not_started", cause=cause, remedy="it is tried again")
+        return self._probe(tries - 1)
 
     def close(self) -> None:
         """End all children and what they are forked from; another session starts it again."""

@@ -163,6 +163,11 @@ class LoggedProcess:
         """Whether the process has ended."""
         return self._process.poll() is not None
 
+    @property
+    def exit_code(self) -> int | None:
+        """What it ended with, a signal as a negative number; None while it runs."""
+        return self._process.poll()
+
     def ask_to_stop(self) -> None:
         """Send SIGTERM and return at once."""
         self._process.terminate()

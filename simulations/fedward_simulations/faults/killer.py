@@ -38,6 +38,7 @@ _RECOVERY_S: Final = 4.0
 _NURSERIES: Final = 0.1
 _TWICE: Final = 0.1
 _PATIENCE_S: Final = 60.0
+_MISCONFIGURED: Final = 2  # RestartPreventExitStatus in deploy/fedward-client.service
 _SOONER: Final = (1.0, 0.4, 0.0)
 
 
@@ -120,7 +121,8 @@ class Supervisor:
         self._struck: set[int] = set()
         self.restarts = 0
         self.own_ends: list[str] = []
-        """Sites whose daemon ended though nobody had killed it or a process of its own."""
+        """Sites whose daemon ended though nobody had killed it or a process of its own, or so that systemd would not
+        start it again."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -166,7 +168,7 @@ class Supervisor:
 
     def _start_again(self, site: str, process: LoggedProcess) -> None:
         with self._lock:
-            if process.pid not in self._struck:
+            if process.pid not in self._struck or process.exit_code == _MISCONFIGURED:
                 self.own_ends.append(site)
             process.__exit__()
             command = ["fedward_client.daemon", "--home", str(self._homes[site].resolve()), "--worker", DEFAULT_WORKER]
