@@ -52,7 +52,7 @@ lint: install ## Check style, types and the borders between the rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs-test: install ## Run the commands that README.md and the tutorials show
+docs-test: install ## Run the commands that README.md and the guides show
 	$(BIN)/pytest -m docs tests/docs $(PYTEST_ARGS)
 
 bench: install ## Time a simulation beside Flower's own

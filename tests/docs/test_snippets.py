@@ -1,4 +1,4 @@
-"""The commands that README.md and the tutorials show work when typed in as they stand."""
+"""The commands that README.md, the hospital guide and the tutorials show work when typed in as they stand."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tests.docs.shell import Shell
 from tests.docs.snippets import commands, output_matches
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("tutorial-*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "hospital-guide.md", *sorted((ROOT / "docs").glob("tutorial-*.md"))]
 COMMAND_TIMEOUT_S = 600.0
 
 pytestmark = pytest.mark.docs
