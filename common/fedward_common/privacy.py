@@ -209,7 +209,7 @@ def _composed(steps: Counts, kinds: Sequence[Mechanism], delta: float, *, bound:
     ranges = [reach(sigma, rate, tail) for sigma, rate in kinds]
     interval = max(wanted, sum(high - low for low, high in ranges) / _MOST_EVENT_POINTS)
     interval = 2.0 ** math.floor(math.log2(interval))
-    size = max(_MOST_SUM_POINTS // len(steps), 1 << 12)
+    size = max(min(_MOST_SUM_POINTS, _MOST_EVENT_POINTS // len(steps)), 1 << 12)
     for _ in range(_ATTEMPTS):
         pairs = [discretised(sigma, rate, interval=interval, tail=tail) for sigma, rate in kinds]
         found = np.zeros(len(steps))

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
+import os
 import random
 import resource
 import sys
@@ -28,6 +30,14 @@ _DELTA = 1e-5
 _STEPS = 10
 _GOAL = 1.0
 _EVENTS = "dp_accounting.dp_event"
+_SIDES = {
+    "fedward_cold": "Fedward, first answer",
+    "fedward_warm": "Fedward, one round more",
+    "fedward_one_kind": "Fedward, 1,562 equal steps",
+    "google_pld": "dp-accounting PLD, 0.001",
+    "google_rdp": "dp-accounting RDP",
+    "opacus_prv": "Opacus PRV",
+}
 
 
 def _ledger(rounds: int) -> list[Spend]:
@@ -35,24 +45,27 @@ def _ledger(rounds: int) -> list[Spend]:
     return [Spend(round(draw.uniform(1.0, 4.0), 4), round(draw.uniform(0.01, 0.1), 4), _STEPS) for _ in range(rounds)]
 
 
-def _timed(answer: Callable[[], float]) -> tuple[float, float]:
-    began = time.perf_counter()
+def _timed(answer: Callable[[], float]) -> tuple[float, float, float]:
+    """Return the answer, seconds of wall time and seconds of processor time."""
+    began, worked = time.perf_counter(), time.process_time()
     epsilon = answer()
-    return epsilon, time.perf_counter() - began
+    return epsilon, time.perf_counter() - began, time.process_time() - worked
 
 
 def _ours(rounds: int) -> dict[str, float]:
     for name in ("scipy.special", "scipy.fft"):
         importlib.import_module(name)
     spends = _ledger(rounds + 1)
-    epsilon, cold = _timed(lambda: epsilon_of(spends[:-1], _DELTA))
-    _, warm = _timed(lambda: epsilon_of(spends, _DELTA))
-    _, single = _timed(lambda: epsilon_of([Spend(2.0, 0.064, 1562)], 1e-4))
+    epsilon, cold, cold_cpu = _timed(lambda: epsilon_of(spends[:-1], _DELTA))
+    _, warm, warm_cpu = _timed(lambda: epsilon_of(spends, _DELTA))
+    _, single, single_cpu = _timed(lambda: epsilon_of([Spend(2.0, 0.064, 1562)], 1e-4))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"epsilon": epsilon, "cold_s": cold, "warm_s": warm, "one_kind_s": single, "peak_mib": peak}
+    found = {"cold_s": cold, "cold_cpu_s": cold_cpu, "warm_s": warm, "warm_cpu_s": warm_cpu}
+    found |= {"one_kind_s": single, "one_kind_cpu_s": single_cpu}
+    return {"epsilon": epsilon, **found, "peak_mib": peak}
 
 
-def _google(rounds: int, *, rdp: bool) -> tuple[float, float]:
+def _google(rounds: int, *, rdp: bool) -> tuple[float, float, float]:
     events = importlib.import_module(_EVENTS)
     if rdp:
         accountant = importlib.import_module("dp_accounting.rdp").RdpAccountant()
@@ -69,7 +82,7 @@ def _google(rounds: int, *, rdp: bool) -> tuple[float, float]:
     return _timed(answer)
 
 
-def _opacus(rounds: int) -> tuple[float, float]:
+def _opacus(rounds: int) -> tuple[float, float, float]:
     accountant = importlib.import_module("opacus.accountants").PRVAccountant()
     accountant.history = [(s.noise_multiplier, s.sampling_rate, s.steps) for s in _ledger(rounds)]
     with warnings.catch_warnings():
@@ -89,10 +102,11 @@ def _measure(rounds: int) -> dict[str, float]:
     ]
     figures = json.loads(run_process(command))
     found: dict[str, float] = {f"fedward_{name}": value for name, value in figures.items()}
-    found["google_pld_epsilon"], found["google_pld_s"] = _google(rounds, rdp=False)
-    found["google_rdp_epsilon"], found["google_rdp_s"] = _google(rounds, rdp=True)
-    found["opacus_prv_epsilon"], found["opacus_prv_s"] = _opacus(rounds)
-    return found
+    others = {"google_pld": _google(rounds, rdp=False), "google_rdp": _google(rounds, rdp=True)}
+    others["opacus_prv"] = _opacus(rounds)
+    for name, values in others.items():
+        found |= dict(zip((f"{name}_epsilon", f"{name}_s", f"{name}_cpu_s"), values, strict=True))
+    return found | {"load": os.getloadavg()[0]}
 
 
 def main() -> None:
@@ -107,16 +121,14 @@ def main() -> None:
         report(ours, [f"{name:12s} {value:10.4f}" for name, value in ours.items()], as_json=options.json)
         return
     figures = _measure(options.rounds)
-    lines = [
-        f"{options.rounds} rounds of {_STEPS} steps, noise and rate all different, delta {_DELTA:g}: epsilon, seconds",
-        f"Fedward, cold        {figures['fedward_epsilon']:9.4f} {figures['fedward_cold_s']:9.3f}",
-        f"Fedward, one more    {'':9s} {figures['fedward_warm_s']:9.3f}   (goal < {_GOAL:g} s)",
-        f"Fedward, one kind    {'':9s} {figures['fedward_one_kind_s']:9.4f}   (1,562 equal steps)",
-        f"dp-accounting PLD    {figures['google_pld_epsilon']:9.4f} {figures['google_pld_s']:9.3f}   (grid 0.001)",
-        f"dp-accounting RDP    {figures['google_rdp_epsilon']:9.4f} {figures['google_rdp_s']:9.3f}",
-        f"Opacus PRV           {figures['opacus_prv_epsilon']:9.4f} {figures['opacus_prv_s']:9.3f}",
-    ]
-    lines.append(f"at most {figures['fedward_peak_mib']:.0f} MiB in the whole process of Fedward")
+    title = f"{options.rounds} rounds of {_STEPS} steps, noise and rate all different, delta {_DELTA:g}"
+    lines = [title, f"{'':28s}{'epsilon':>9s}{'seconds':>10s}{'of processor':>14s}"]
+    for key, name in _SIDES.items():
+        epsilon = figures.get(f"{key}_epsilon", figures["fedward_epsilon"] if key == "fedward_cold" else math.nan)
+        shown = f"{epsilon:9.4f}" if math.isfinite(epsilon) else f"{'':9s}"
+        lines.append(f"{name:28s}{shown}{figures[f'{key}_s']:10.3f}{figures[f'{key}_cpu_s']:14.3f}")
+    lines.append(f"goal: one more round < {_GOAL:g} s; ours needs at most {figures['fedward_peak_mib']:.0f} MiB in all")
+    lines.append(f"load at the end {figures['load']:.1f}")
     report(figures, lines, as_json=options.json)
 
 
