@@ -14,6 +14,7 @@ __all__ = [
     "Text",
     "apart",
     "biggest",
+    "clipped",
     "flattened",
     "kept_apart",
     "per_patient",
@@ -53,14 +54,19 @@ def per_patient(model: nn.Module, records: Records, losses: PatientLosses) -> li
     return rows
 
 
-def plain_sums(model: nn.Module, records: Records, losses: PatientLosses, clip_norm: float) -> torch.Tensor:
+def clipped(gradients: list[torch.Tensor], clip_norm: float) -> torch.Tensor:
     """Return the sum of the clipped gradients as one float64 vector: the contract, word for word."""
-    total = torch.zeros(sum(p.numel() for p in trainable(model)), dtype=torch.float64)
-    for gradient in per_patient(model, records, losses):
+    total = torch.zeros_like(gradients[0])
+    for gradient in gradients:
         norm = gradient.norm()
         if bool(torch.isfinite(gradient).all()) and float(norm) <= 1e12:
             total += gradient * min(1.0, clip_norm / max(float(norm), 1e-12))
     return total
+
+
+def plain_sums(model: nn.Module, records: Records, losses: PatientLosses, clip_norm: float) -> torch.Tensor:
+    """Return the same for a model and a batch."""
+    return clipped(per_patient(model, records, losses), clip_norm)
 
 
 def kept_apart(tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -86,7 +86,7 @@ def test_a_batch_of_bad_patients_gives_zeros() -> None:
     scales=st.lists(st.floats(-30, 30), min_size=1, max_size=5), clip=st.floats(1e-3, 1e3), length=st.integers(1, 40),
     widths=st.tuples(st.integers(1, 20), st.integers(1, 20)), seed=st.integers(0, 1000),
 )  # fmt: skip
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_one_patient_moves_the_sum_by_at_most_the_bound(
     scales: list[float], clip: float, length: int, widths: tuple[int, int], seed: int
 ) -> None:
@@ -126,7 +126,7 @@ def test_crafted_tokens_that_cancel_do_not_exceed_the_bound(crumb: float) -> Non
 @pytest.mark.parametrize("model", [Network(), Text()])
 def test_bfloat16_sums_are_float32(model: nn.Module) -> None:
     torch.manual_seed(0)
-    records = _images(5) if isinstance(model, Network) else _tokens(5)
+    records = _images(3) if isinstance(model, Network) else _tokens(3, 1)
     half = copy.deepcopy(model).to(torch.bfloat16)
 
     def losses(of: nn.Module, batch: Records) -> torch.Tensor:
@@ -137,14 +137,14 @@ def test_bfloat16_sums_are_float32(model: nn.Module) -> None:
     part = BookkeepingEngine(half, losses).part(records, 0.1)
     assert {tensor.dtype for tensor in part.tensors} == {torch.float32}
     assert float((kept_apart(part.tensors) - expected).norm()) < 0.03 * float(expected.norm())
-    assert max(_norm(BookkeepingEngine(half, losses).part(tuple(t[i : i + 1] for t in records), 1e-3).tensors)
-               for i in range(5)) <= 1e-3 * (1 + 1e-5)  # fmt: skip
+    alone = BookkeepingEngine(half, losses).part(tuple(tensor[:1] for tensor in records), 1e-3)
+    assert _norm(alone.tensors) <= 1e-3 * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("model", [Network(), Text()])
 def test_autocast(model: nn.Module) -> None:
     torch.manual_seed(0)
-    records = _images(5) if isinstance(model, Network) else _tokens(5)
+    records = _images(3) if isinstance(model, Network) else _tokens(3, 1)
 
     def losses(of: nn.Module, batch: Records) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
