@@ -108,9 +108,10 @@ def epsilon_of(spends: Iterable[Spend], delta: float) -> float:
     """Return the ε, at least 0, for which everything in `spends` together is (ε, `delta`)-DP; inf if none is.
 
     Order does not matter, and equal events are one. Never below the true ε and, where sums over all patients are
-    alone, equal to it; else mostly 0.05 % above it, and never above the Rényi bound. Where patients are sampled and the
-    answer is above 1,000, it is inf. It takes time and memory that are bounded for every input: 200 kinds of steps take
-    tenths of a second, and at most 2^21 points of a grid are held at once.
+    alone, equal to it; else mostly 0.05 % above it, and never above the Rényi bound. Where patients are sampled it is
+    inf from 1,000 on, with noise below 0.001, and where the Rényi bound is above a million: budgets that promise
+    nothing. Time and memory are bounded for every input: 200 kinds of steps take tenths of a second, and at most 2^22
+    points of a grid are held for each direction.
 
     Raises:
         StudyError: a value that has no meaning, for example a negative number of steps or a δ that is not a number.
