@@ -33,7 +33,7 @@ def alive(pid: int) -> bool:
 
 # --------------------------------------------------------------------------------------------------------- the two jobs
 def test_both_sides_get_the_same_small_job() -> None:
-    plan, federation, study = compose_plan([*round_latency._OVERRIDES, "training.rounds=3"])
+    plan, federation, study = compose_plan([*round_latency.OVERRIDES, "training.rounds=3"])
 
     assert study.sites == ("north", "south")
     assert study.model.name == "linear"

@@ -36,11 +36,11 @@ from fedward_simulations.federation import Federation, settle
 from fedward_simulations.plan import Plan
 from fedward_simulations.run import compose_plan
 
-__all__ = ["main"]
+__all__ = ["OVERRIDES", "main"]
 
 _LEAST_ROUNDS: Final = 2
 _GOAL: Final = 8.0
-_OVERRIDES: Final = (
+OVERRIDES: Final = (
     "study=breast_cancer",
     "model=linear",
     "privacy=dp",
@@ -103,7 +103,7 @@ def _flower(composed: Composed, root: Path, *, torch: bool) -> list[float]:
 
 
 def _measure(rounds: int, folder: Path, *, torch: bool) -> dict[str, object]:
-    composed = compose_plan([*_OVERRIDES, f"training.rounds={rounds}"])
+    composed = compose_plan([*OVERRIDES, f"training.rounds={rounds}"])
     before = os.getloadavg()[0]
     ours = [end - start for start, end in pairwise(_fedward(composed, folder / "fedward"))]
     between = os.getloadavg()[0]
