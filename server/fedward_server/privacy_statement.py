@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 from typing import Final, Literal
 
-from fedward_common.contract import Contract
 from fedward_common.privacy import Spend
 from fedward_common.study import DpSgd, Study
 from fedward_server.privacy_figures import certainty, composed, for_group, rdp_bound
-from fedward_server.privacy_terms import Gap, Release, gaps, is_simulation, releases, withheld
+from fedward_server.privacy_terms import Gap, Part, Release, gaps, is_simulation, releases, withheld
 from fedward_server.result import ModelFile, Number, RunResult, SiteResult, StudyRef
 
 __all__ = [
@@ -38,14 +37,14 @@ _GROUPS: Final = (2, 4)
 _BETS: Final = (0.01, 0.1, 0.5)
 
 
-class Guarantee(Contract):
+class Guarantee(Part):
     """An (ε, δ); ε is null where no finite bound is known, which is the same as no guarantee."""
 
     epsilon: Number
     delta: float
 
 
-class SiteSpent(Contract):
+class SiteSpent(Part):
     """What a hospital's patients spent in this study: `steps` noised sums, and what they come to."""
 
     steps: int
@@ -53,7 +52,7 @@ class SiteSpent(Contract):
     delta: float
 
 
-class Bet(Contract):
+class Bet(Part):
     """How sure somebody can become that a patient's records were used, δ aside.
 
     Attributes:
@@ -67,7 +66,7 @@ class Bet(Contract):
     after_two_hospitals: Number
 
 
-class Spent(Contract):
+class Spent(Part):
     """What the run spent. Rounds that were asked for and not answered are in it; nothing is ever given back.
 
     Attributes:
@@ -89,7 +88,7 @@ class Spent(Contract):
     bets: tuple[Bet, ...]
 
 
-class Unit(Contract):
+class Unit(Part):
     """Who is protected: one patient, and which records are that patient's."""
 
     unit: Literal["patient"] = "patient"
@@ -99,7 +98,7 @@ class Unit(Contract):
     meaning: str
 
 
-class Neighbours(Contract):
+class Neighbours(Part):
     """Which two worlds cannot be told apart by more than (ε, δ)."""
 
     relation: Literal["zero_out"] = "zero_out"
@@ -107,7 +106,7 @@ class Neighbours(Contract):
     meaning: str = "the same study with one patient’s contribution replaced by nothing, the cohort’s size unchanged"
 
 
-class Sampling(Contract):
+class Sampling(Part):
     """Who takes part in a step."""
 
     kind: Literal["poisson"] = "poisson"
@@ -119,7 +118,7 @@ class Sampling(Contract):
     )
 
 
-class Mechanism(Contract):
+class Mechanism(Part):
     """One kind of noised release.
 
     Attributes:
@@ -146,7 +145,7 @@ class Mechanism(Contract):
     engine: str
 
 
-class Account(Contract):
+class Account(Part):
     """How ε was computed.
 
     Attributes:
@@ -169,7 +168,7 @@ class Account(Contract):
     cross_check_version: str | None
 
 
-class Promise(Contract):
+class Promise(Part):
     """A differential privacy guarantee, whole: what was promised, what was spent, and by which means."""
 
     promised: Guarantee
@@ -184,7 +183,7 @@ class Promise(Contract):
     account: Account
 
 
-class PrivacyStatement(Contract):
+class PrivacyStatement(Part):
     """The statement. `guarantee` is null without differential privacy, and then no ε stands anywhere in it."""
 
     schema_version: Literal[1] = 1

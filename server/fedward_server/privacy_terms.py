@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from fedward_common.contract import Contract
+from pydantic import BaseModel, ConfigDict
+
 from fedward_common.study import DpSgd, NoPrivacy, Study
 from fedward_server.result import RunResult
 
-__all__ = ["Gap", "Protection", "Release", "gaps", "is_simulation", "releases", "withheld"]
+__all__ = ["Gap", "Part", "Protection", "Release", "gaps", "is_simulation", "releases", "withheld"]
 
 Protection = Literal["noised", "post_processing", "exact", "independent", "none"]
 """``noised``: paid for with ε. ``post_processing``: computed from noised values alone. ``exact``: says something of the
@@ -22,7 +23,13 @@ _SIMULATIONS: Final = ("local", "ray")
 _LOSS_SEEN: Final = "the coordinator; their mean of each round, every reader of the result"
 
 
-class Release(Contract):
+class Part(BaseModel):
+    """A part of a statement: immutable, closed to other keys, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Release(Part):
     """One kind of thing that left a hospital or the centre, who could see it, and what protects the patients in it."""
 
     what: str
@@ -31,7 +38,7 @@ class Release(Contract):
     protection: Protection
 
 
-class Gap(Contract):
+class Gap(Part):
     """One thing that the guarantee does not cover."""
 
     topic: str
