@@ -318,6 +318,11 @@ def test_layer_that_cannot_be_booked_is_refused_by_name(model: nn.Module, words:
     assert unsupported(model) == []
 
 
+def test_model_without_trained_parameters_is_refused() -> None:
+    with pytest.raises(StudyError, match="none of its parameters is trained"):
+        BookkeepingEngine(nn.Sequential(nn.Linear(4, 4).requires_grad_(requires_grad=False)), flattened)
+
+
 def test_subclass_without_a_forward_of_its_own_is_supported() -> None:
     assert unsupported(nn.Sequential(_Same(4, 4))) == []
 

@@ -38,7 +38,7 @@ class BookkeepingEngine:
     name = "bookkeeping"
 
     def __init__(self, model: nn.Module, losses: PatientLosses) -> None:
-        problems = unsupported(model)
+        problems = unsupported(model) if trainable(model) else ["none of its parameters is trained"]
         if problems:
             message = f"the bookkeeping engine cannot train this model: {'; '.join(problems)}"
             raise StudyError(message, remedy=_REMEDY)
