@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# Before torch is imported: two threads that spin for each other make small tensors ten times slower on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from hypothesis import HealthCheck, settings
 
 # Statistics and properties are part of the checks that every change must pass: the same draws each time, no deadline
