@@ -22,7 +22,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 _ROOMS: Final = ("client/fedward_client", "common/fedward_common")
 _DP: Final = "client/fedward_client/dp"
-_LIMIT_S: Final = 300.0
+_LIMIT_S: Final = 900.0
 _FAILED: Final = 1
 _FIRST: Final = re.compile(r"^FAILED (\S+)", re.MULTILINE)
 

@@ -226,15 +226,16 @@ def _gaps_of_machines(privacy: DpSgd) -> Iterator[Gap]:
         text="How long a hospital took for a round may depend on how many patients its steps drew, and is seen by the "
         "coordinator.",
     )
-    rounding = (
+    noise = (
         "Noise is drawn in floating point, which the calculation takes for exact, by a generator that is no cipher. "
         "Attacks on the lowest bits of such noise are published; privacy.noise=discrete_gaussian withstands them."
     )
     if privacy.noise == "discrete_gaussian":
-        rounding = (
-            "Noise is drawn exactly, on a grid. The sums that it is added to are computed in single precision, and "
-            "what their rounding does to a patient’s bound is left out of the calculation."
-        )
+        noise = "Noise is drawn exactly, on a grid; who takes part in a step, by a generator that is no cipher."
+    rounding = (
+        f"{noise} The sums that noise is added to are computed in single precision, and what their rounding does to a "
+        "patient’s bound is left out of the calculation."
+    )
     yield Gap(topic="The rounding of numbers in computers", text=rounding)
     yield Gap(
         topic="Inside a hospital",

@@ -91,7 +91,8 @@ class PrivacyPlan:
         """Return one round's steps for `model`, whose parameters the caller changes in between.
 
         Raises:
-            UnsafeModelError: one patient's gradient would depend on other patients, or no engine computes it.
+            UnsafeModelError: one patient's gradient would depend on other patients.
+            StudyError: the engine that the study names cannot train the model; the message names the layer.
         """
         return PrivateSteps(self, model, losses, patients)
 
