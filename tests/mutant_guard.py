@@ -15,5 +15,5 @@ def pytest_configure() -> None:
     """Refuse to start unless both rooms were imported from the copy."""
     folder = Path(os.environ["FEDWARD_MUTANT"])
     for room in (fedward_client, fedward_common):
-        if not Path(room.__file__).is_relative_to(folder):
+        if not Path(str(room.__file__)).is_relative_to(folder):
             pytest.exit(f"{room.__name__} was not imported from {folder}", returncode=3)

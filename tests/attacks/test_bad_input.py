@@ -35,7 +35,7 @@ Frames = Mapping[str, pd.DataFrame]
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[WorkerPool]:
-    with WorkerPool(2, private=False) as workers:
+    with WorkerPool(2) as workers:
         yield workers
 
 

@@ -112,4 +112,5 @@ class PatientSampler:
     def _places(self, count: int, size: int) -> npt.NDArray[np.int64]:
         """Return for each of `count` views which line each line shows; behind an edge, the edge's own."""
         shift = self._random.integers(-(size // _SHIFT), size // _SHIFT, size=(count, 1), endpoint=True)
-        return np.clip(np.arange(size)[None, :] + shift, 0, size - 1)
+        places: npt.NDArray[np.int64] = np.clip(np.arange(size)[None, :] + shift, 0, size - 1)
+        return places
