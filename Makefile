@@ -18,7 +18,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs-test mutants bench constraints clean distclean
+.PHONY: help install demo test lint docs-test campaigns mutants bench constraints clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ lint: install ## Check style, types and the borders between the rooms
 
 docs-test: install ## Run the commands that README.md and the guides show
 	$(BIN)/pytest -m docs tests/docs $(PYTEST_ARGS)
+
+campaigns: install ## Run the campaigns (kills, hostile messages, canaries) in their reduced forms
+	$(BIN)/pytest -m reduced tests/attacks $(PYTEST_ARGS)
 
 mutants: install ## Plant defects of differential privacy in a copy of the sources: each must turn tests red
 	$(BIN)/pytest -m mutants tests/attacks/test_privacy_mutants.py $(PYTEST_ARGS)

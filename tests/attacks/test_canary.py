@@ -118,6 +118,7 @@ OF_PICTURES = (
 )
 
 
+@pytest.mark.reduced
 @pytest.mark.deployed
 def test_no_canary_comes_out_of_a_hospital_in_any_state_of_its_data(tmp_path: Path) -> None:
     outcome = campaign(tmp_path, (*OF_PICTURES, *SCENARIOS), slow={"text_among_numbers"})

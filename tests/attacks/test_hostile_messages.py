@@ -114,6 +114,7 @@ def test_a_wrong_code_is_a_failure_of_the_campaign(tmp_path: Path) -> None:
     assert objections == ["wrong is refused as cohort_too_small, not as study_unsigned"]
 
 
+@pytest.mark.reduced
 def test_drawn_messages_are_refused_without_effect(tmp_path: Path) -> None:
     figures = campaign(tmp_path, examples=300, draws=7, cases={})
 

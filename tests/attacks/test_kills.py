@@ -237,6 +237,7 @@ def test_the_plan_is_the_seed_s_and_has_so_many_kills(kills: int) -> None:
         assert {shot.target for _, shots in plan for shot in shots} == {"daemon", "nursery", "child"}
 
 
+@pytest.mark.reduced
 @pytest.mark.deployed
 def test_a_dozen_kills_leave_the_books_whole_and_the_run_goes_on(tmp_path: Path) -> None:
     figures = campaign(tmp_path, 12, 13, daemons=0.1)
