@@ -108,7 +108,9 @@ def test_a_site_that_pays_once_for_a_round_loses_one_round_at_most_and_no_other_
 ) -> None:
     """Under differential privacy: what is accepted stays, what was pulled and not yet written is lost, once."""
     study = private_study(sites=list(SITES), aggregation={"deadline_seconds": 10, "quorum": 2})
-    seen = instants(Scene.of(study, tmp_path / "whole", dict.fromkeys(SITES, paying(study))), monkeypatch)
+    whole = Scene.of(study, tmp_path / "whole", dict.fromkeys(SITES, paying(study)))
+    seen = instants(whole, monkeypatch)
+    epsilons = [entry.epsilon for entry in whole.run().rounds]
     for at in range(1, len(seen) + 1, 5):
         scene = Scene.of(study, tmp_path / f"run-{at}", dict.fromkeys(SITES, paying(study)))
         assert scene.killed_at(at, monkeypatch)
@@ -119,7 +121,7 @@ def test_a_site_that_pays_once_for_a_round_loses_one_round_at_most_and_no_other_
         for entry in result.rounds:
             assert set(entry.missing.values()) <= {f"round_replayed round={entry.round}"}
             assert {site for site, round_ in kept if round_ == entry.round} <= set(entry.sites)
-        assert len(result.rounds) == study.training.rounds
+        assert [entry.epsilon for entry in result.rounds] == epsilons
         assert sum(len(entry.missing) for entry in result.rounds) <= 1
         assert all(asks(scene)[key] == before[key] for key in kept)
         for site in SITES:  # what it says was spent covers every round that the site was asked for
@@ -223,6 +225,16 @@ def test_a_site_that_left_the_roster_in_between_is_reported_and_the_quorum_goes_
     result = scene.run()
     assert [entry.sites for entry in result.rounds] == [SITES, SITES[:2], SITES[:2]]
     assert (result.status, result.sites["west"].reason) == ("degraded", "not_connected")
+
+
+def test_a_site_that_was_asked_and_left_has_spent_the_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = private_study(sites=list(SITES), aggregation={"deadline_seconds": 10, "quorum": 2})
+    scene = Scene.of(study, tmp_path / "run")
+    killed(scene, "pushed", monkeypatch, nth=3)  # the roll call, the first round, the second
+    scene.roster = {node: site for node, site in scene.grid.roster.items() if site != "west"}
+    result = scene.run()
+    assert result.sites["west"].steps == 2 * study.training.local_steps
+    assert result.sites["north"].steps == 3 * study.training.local_steps
 
 
 # ------------------------------------------------------------------------------------------------------------ verdicts
