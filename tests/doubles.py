@@ -176,8 +176,8 @@ class ScriptedGrid(BareGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         return [self._push(message) for message in messages]
 
-    def _push(self, message: Message) -> str:
-        identifier = str(uuid4())
+    def _push(self, message: Message, identifier: str | None = None) -> str:
+        identifier = identifier or str(uuid4())
         message.metadata.__dict__["_message_id"] = identifier
         site, round_ = self.roster[message.metadata.dst_node_id], int(message.metadata.group_id)
         self.asked.append((site, round_))

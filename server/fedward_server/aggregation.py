@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -55,9 +56,9 @@ class _Scaled:
 class _Adam:
     """Reddi et al. 2021, algorithm 2, option FedAdam: no bias correction, second moment from tau squared."""
 
-    def __init__(self, rule: FedAdam) -> None:
+    def __init__(self, rule: FedAdam, moments: Mapping[str, npt.NDArray[np.float64]]) -> None:
         self._rule = rule
-        self._moments: State = {}
+        self._moments: State = dict(moments)
 
     def __call__(self, mean: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         rule = self._rule
@@ -107,15 +108,17 @@ class Mean:
         return self._step.state()
 
 
-def aggregator_for(study: Study) -> Aggregator:
-    """Return the rule that the study names."""
+def aggregator_for(
+    study: Study, state: Mapping[str, npt.NDArray[np.float64]] | None = None, *, after: int = 0
+) -> Aggregator:
+    """Return the rule that the study names, as it stood when `state` was taken after round `after`."""
     rule: Aggregation = study.aggregation
     match rule:
         case FedAdam():
-            return Mean(_Adam(rule))
+            return Mean(_Adam(rule, state or {}))
         case FedAvg() | FedProx():
             return Mean(_Scaled(rule.server_learning_rate))
         case FlowerRule():
             from fedward_server.flower_strategy import FlowerStrategy  # noqa: PLC0415  (a second of imports that few studies need)
 
-            return FlowerStrategy(rule, study)
+            return FlowerStrategy(rule, study, after=after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -27,6 +28,7 @@ class Checkpoint:
     study: str
     round: int
     arrays: dict[str, npt.NDArray[Any]]
+    progress: str = ""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -57,10 +59,29 @@ def encode_tensors(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[st
     return len(header).to_bytes(8, "little") + header + raw[8 + size :]
 
 
-def write_checkpoint(path: Path, *, study: str, round_: int, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write the state after `round_` of the study with this digest, atomically, as safetensors."""
-    metadata = {"study": study, "round": str(round_)}
-    write_atomically(path, encode_tensors(arrays, metadata))
+def write_checkpoint(
+    path: Path, *, study: str, round_: int, arrays: Mapping[str, npt.NDArray[Any]], progress: str = ""
+) -> None:
+    """Write the state after `round_` of the study with this digest, atomically, as safetensors with its SHA-256.
+
+    Args:
+        path: the file.
+        study: its digest.
+        round_: the last committed one.
+        arrays: what the next round needs.
+        progress: what the result will say about the rounds so far, as JSON.
+    """
+    metadata = {"study": study, "round": str(round_), "progress": progress}
+    write_atomically(path, encode_tensors(arrays, metadata | {"sha256": _digest(arrays, metadata)}))
+
+
+def _digest(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of names, types, shapes, values and metadata."""
+    shapes = [[name, arrays[name].dtype.str, arrays[name].shape] for name in sorted(arrays)]
+    digest = hashlib.sha256(json.dumps([dict(metadata), shapes], sort_keys=True).encode("utf-8"))
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -69,11 +90,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CoordinatorError: no checkpoint, or a damaged one.
     """
+    msg = f"{path} is no checkpoint"
+    remedy = "restore the file from a copy; without it the run ends here"
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-        return Checkpoint(metadata["study"], int(metadata["round"]), arrays)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        msg = f"{path} is no checkpoint"
-        raise CoordinatorError(msg) from error
+        sha256 = metadata.pop("sha256")
+        found = Checkpoint(metadata["study"], int(metadata["round"]), arrays, metadata["progress"])
+    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CoordinatorError(msg, remedy=remedy) from error
+    if sha256 != _digest(arrays, metadata):
+        msg += ": its SHA-256 is another"
+        raise CoordinatorError(msg, remedy=remedy)
+    return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,16 +20,18 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedward_common import __version__
 from fedward_common.errors import CoordinatorError
-from fedward_common.models import initial_weights, parameter_spec
+from fedward_common.models import parameter_spec
 from fedward_common.privacy import Spend, epsilon_of, epsilon_schedule, round_spend
 from fedward_common.study import DpSgd, Study
 from fedward_common.study_file import Signature, StudyFile
 from fedward_server.aggregation import aggregator_for
-from fedward_server.checkpoint import encode_tensors, write_atomically, write_checkpoint
+from fedward_server.checkpoint import encode_tensors, write_atomically
 from fedward_server.evaluation import HoldOut, Predictor, final_metrics, point_metrics, roc_curve
+from fedward_server.journal import Progress, Seat
 from fedward_server.privacy_statement import dump_statement, statement_of
 from fedward_server.result import Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef
-from fedward_server.rounds import Roster, RoundLoop
+from fedward_server.resume import Logbook, Standing, beginning, finished, held, standing
+from fedward_server.rounds import ClosedRound, Roster, RoundLoop
 
 __all__ = ["Coordinator", "Listener", "TailMean", "dump", "write_result"]
 
@@ -68,11 +72,13 @@ class Coordinator:
         hold_out: central rows.
         predictor: gives probabilities for the hold-out.
         folder: where ``study.json``, ``checkpoint.safetensors``, ``model.safetensors``, ``privacy.json`` and
-            ``result.json`` go.
+            ``result.json`` go, and ``journal.fedward`` until the run has ended.
         engine: its name, for the result.
         listener: told of every round as soon as it is committed.
         clock: monotonic seconds, for the rounds' deadlines.
         signatures: over the study, as its file has them; every site is sent them.
+        resumable: keep a journal, so that another process goes on where this one is killed. False where the sites end
+            with this process.
     """
 
     study: Study
@@ -84,6 +90,7 @@ class Coordinator:
     result: RunResult | None = None
     clock: Callable[[], float] = time.monotonic
     signatures: tuple[Signature, ...] = ()
+    resumable: bool = True
     _released: Weights | None = None
     _closed: list[RoundResult] = field(default_factory=list)
     _steps: dict[str, int] = field(default_factory=dict)
@@ -102,24 +109,49 @@ class Coordinator:
     def run(self, grid: Grid, roster: Roster | None, *, poll_seconds: float = 0.05) -> RunResult:
         """Run the study to its end and return the result, which is also written.
 
+        A run that an earlier process began in this folder goes on: no committed round is repeated, no site is asked
+        again for an update that was accepted, and the model is the one that the earlier process would have made of the
+        same updates. A run that has ended is not run again.
+
         Never raises for a site's failure or a lost quorum: the result says ``failed`` and why. Ctrl-C ends the
         run after the last committed round, with the result that there is.
+
+        Raises:
+            CoordinatorError: the folder belongs to another study, or what is in it is damaged.
+            InstallationError: another coordinator works in the folder, or it cannot be written.
         """
-        started, began = datetime.now(UTC), time.monotonic()
+        with contextlib.ExitStack() as stack:
+            if not self.resumable:
+                start, book = beginning(self.study), Logbook(self.folder, self.study.digest, None)
+            else:
+                stack.enter_context(held(self.folder))
+                self.result = finished(self.folder, self.study)
+                if self.result is not None:
+                    return self.result
+                start, book = standing(self.folder, self.study)
+            stack.enter_context(book)
+            self.result = self._run(grid, roster, start, book, poll_seconds)
+            write_result(self.folder, self.study, self.result)
+            book.end()
+        return self.result
+
+    def _run(self, grid: Grid, roster: Roster | None, start: Standing, book: Logbook, poll_seconds: float) -> RunResult:
+        began, started = time.monotonic(), datetime.fromisoformat(start.progress.started)
         write_atomically(self.folder / "study.json", StudyFile(self.study, self.signatures).dump())
         loop = RoundLoop(
             self.study,
             grid,
             roster,
-            aggregator_for(self.study),
+            aggregator_for(self.study, start.aggregator_state, after=len(start.progress.closed)),
             poll_seconds=poll_seconds,
             clock=self.clock,
             signatures=self.signatures,
+            log=book,
         )
         status: Status = "completed"
         reason: str | None = None
         try:
-            self._train(loop)
+            self._train(loop, start, book)
         except KeyboardInterrupt:
             status, reason = "interrupted", "stopped by the operator"
         except CoordinatorError as error:
@@ -128,43 +160,87 @@ class Coordinator:
             status = "degraded"
             strangers = sorted(set(loop.excluded) - set(self.study.sites))
             reason = "; ".join(f"{name}: {loop.excluded[name]}" for name in strangers) or None
-        self.result = self._result(loop, status, reason, started, time.monotonic() - began)
-        write_result(self.folder, self.study, self.result)
-        return self.result
+        lasted = (datetime.now(UTC) - started).total_seconds() if start.resumed else time.monotonic() - began
+        return self._result(loop, status, reason, started, lasted)
 
-    def _train(self, loop: RoundLoop) -> None:
-        """Run the rounds; each committed one is checkpointed, judged, releasable and told, in that order."""
-        tail = TailMean.of(self.study)
+    def _train(self, loop: RoundLoop, start: Standing, book: Logbook) -> None:
+        """Run the rounds; each one is judged, committed, releasable and told, in that order."""
+        tail = self._restore(loop, start)
         spend = round_spend(self.study)
         delta = self.study.privacy.delta if isinstance(self.study.privacy, DpSgd) else 0.0
         schedule = epsilon_schedule(spend, delta) if spend else None
-        loop.enrol()
-        for closed in loop.rounds(initial_weights(self.study)):
+        epsilons = islice(schedule, len(self._closed), None) if schedule else None
+        self._take_seats(loop, start)
+        first = len(self._closed) + 1
+        for closed in loop.rounds(start.weights, first=first, recovered=start.recovered):
             released = tail.take(closed.round, closed.weights)
-            arrays: dict[str, npt.NDArray[Any]] = {
-                "weights": closed.weights,
-                "released": released,
-                **loop.aggregator.state(),
-            }
-            if tail.total is not None:
-                arrays["tail_total"] = tail.total
-            write_checkpoint(
-                self.folder / "checkpoint.safetensors", study=self.study.digest, round_=closed.round, arrays=arrays
-            )
-            self._steps |= closed.steps
-            self._reported |= dict.fromkeys(closed.steps, closed.round)
             entry = RoundResult(
                 round=closed.round,
                 sites=closed.accepted,
                 missing=closed.missing,
                 seconds=round(closed.seconds, 4),
-                epsilon=next(schedule) if schedule else None,
+                epsilon=next(epsilons) if epsilons else None,
                 loss=closed.loss,
                 central=dict(point_metrics(self.study, self.hold_out, self.predictor(released))),
             )
+            self._commit(loop, closed, entry, tail, released, book, start.progress.started)
             self._released = released
-            self._closed.append(entry)
             self.listener(entry)
+
+    def _restore(self, loop: RoundLoop, start: Standing) -> TailMean:
+        """Take over what an earlier process knew, the roll call aside; return the mean of the last models."""
+        known = start.progress
+        loop.excluded, loop.missed, loop.asked = dict(known.excluded), dict(known.missed), dict(known.asked)
+        self._steps, self._reported = dict(known.steps), dict(known.reported)
+        self._closed, self._released = list(known.closed), start.released
+        tail = TailMean.of(self.study)
+        tail.total, tail.count = start.arrays.get("tail_total"), known.tail_count
+        return tail
+
+    def _take_seats(self, loop: RoundLoop, start: Standing) -> None:
+        """Call the roll if nobody has; of a run whose rounds are over, nobody is asked anything."""
+        seats = start.progress.seats
+        if not seats:
+            loop.enrol()
+        elif len(self._closed) < self.study.training.rounds:
+            loop.seat(seats)
+        else:
+            loop.enrolments = {seat.node: seat.enrolment(self.study.digest) for seat in seats}
+
+    def _commit(
+        self,
+        loop: RoundLoop,
+        closed: ClosedRound,
+        entry: RoundResult,
+        tail: TailMean,
+        released: Weights,
+        book: Logbook,
+        started: str,
+    ) -> None:
+        """Put a round on the disk, whole; it counts from then on, here as well."""
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "weights": closed.weights,
+            "released": released,
+            **loop.aggregator.state(),
+        }
+        if tail.total is not None:
+            arrays["tail_total"] = tail.total
+        steps = self._steps | closed.steps
+        reported = self._reported | dict.fromkeys(closed.steps, closed.round)
+        progress = Progress(
+            started=started,
+            seats=tuple(Seat.of(node, enrolment) for node, enrolment in loop.enrolments.items()),
+            excluded=loop.excluded,
+            missed=loop.missed,
+            asked=loop.asked,
+            steps=steps,
+            reported=reported,
+            closed=(*self._closed, entry),
+            tail_count=tail.count,
+        )
+        book.commit(arrays, progress)
+        self._steps, self._reported = steps, reported
+        self._closed.append(entry)
 
     def _result(
         self, loop: RoundLoop, status: Status, reason: str | None, started: datetime, seconds: float

@@ -15,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.app.exception import AppExitException
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import (
+    Bulyan,
+    FedAvg,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    Krum,
+    MultiKrum,
+    Strategy,
+)
 
 from fedward_common.errors import CoordinatorError, StudyError
 from fedward_common.fixed_point import decode_mean
@@ -28,6 +37,9 @@ from fedward_server.bare_grid import BareGrid
 __all__ = ["FlowerStrategy"]
 
 Weights = npt.NDArray[np.float32]
+_FORGETFUL = frozenset({FedAvg, FedProx, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan})
+"""Strategies of Flower that carry nothing from one round to the next."""
+
 _LOOKS = 3  # Flower's strategies look twice in a round that can begin
 
 
@@ -37,25 +49,30 @@ class FlowerStrategy:
     Args:
         rule: the class and its options.
         study: for the names and shapes.
+        after: the round that an earlier process committed last.
 
     Raises:
         StudyError: no such class, or it does not take these options.
     """
 
-    def __init__(self, rule: FlowerRule, study: Study) -> None:
+    def __init__(self, rule: FlowerRule, study: Study, *, after: int = 0) -> None:
         self._strategy = _instantiate(rule)
         self._spec = parameter_spec(study)
         self._sites = len(study.sites)
         self._weights: Weights = np.zeros(0, dtype=np.float32)
         self._replies: list[tuple[str, RecordDict]] = []
-        self._round = 0
+        self._round = self._resumed = after
 
     def start(self, weights: Weights) -> None:
         """See `Aggregator.start`.
 
         Raises:
-            CoordinatorError: the strategy waits for more nodes than the study has sites.
+            CoordinatorError: the strategy waits for more nodes than the study has sites, or an earlier process
+                took what it carries from round to round with it.
         """
+        if self._resumed and type(self._strategy) not in _FORGETFUL:
+            msg = f"{type(self._strategy).__name__} keeps a state between rounds that no checkpoint holds"
+            raise CoordinatorError(msg, remedy="FedAdam and FedAvg of Fedward's own can be resumed")
         self._weights, self._replies = weights, []
         self._round += 1
         nodes = _Nodes(self._sites)

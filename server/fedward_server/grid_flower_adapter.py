@@ -144,6 +144,15 @@ class CoordinatorGrid(HttpGrid):
             CoordinatorError: the SuperLink does not accept the request.
             TransportError: the SuperLink stayed away for longer than the patience.
         """
+        return self.push_named(messages, lambda _: None)
+
+    @property
+    def lineage(self) -> str:
+        """What outlives this process: the run in its SuperLink, where messages are found by their identifiers."""
+        return str(self.run.run_id)
+
+    def push_named(self, messages: Iterable[Message], note: Callable[[list[str]], None]) -> list[str]:
+        """Push messages as `push_messages` does; `note` is told the identifiers of each batch before it leaves."""
         identifiers: list[str] = []
         with translated("messages cannot be sent"), inflatable_object.no_object_id_recompute():
             for batch in _batched(messages, _BATCH):
@@ -152,6 +161,7 @@ class CoordinatorGrid(HttpGrid):
                     message.metadata.__dict__["_message_id"] = message.object_id
                     self._check_message(message)
                     objects |= self._announce(message, request)
+                note([message.metadata.message_id for message in batch])
                 identifiers += self._push(request, objects)
         return identifiers
 

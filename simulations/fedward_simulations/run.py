@@ -140,7 +140,8 @@ def _run_engine(  # noqa: PLR0913  (what a run needs, by name)
     features = hold_out.rows.features
     local = name == "local"
     predictor = PoolPredictor(study, features, scratch, pool()) if local else TorchPredictor(study, features)
-    coordinator = Coordinator(study, hold_out, predictor, folder, name, watcher.round)
+    # These sites, their books and their SuperLink end with this process: a journal would have nobody to go on with.
+    coordinator = Coordinator(study, hold_out, predictor, folder, name, watcher.round, resumable=False)
     match name:
         case "local":
             from fedward_simulations.engines.local import LocalGrid  # noqa: PLC0415  (one engine is imported)

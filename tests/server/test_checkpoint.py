@@ -31,9 +31,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_everything_comes_back_bit_for_bit(path: Path) -> None:
-    write_checkpoint(path, study="a" * 64, round_=17, arrays=ARRAYS)
+    write_checkpoint(path, study="a" * 64, round_=17, arrays=ARRAYS, progress="how it went")
     found = read_checkpoint(path)
-    assert (found.study, found.round) == ("a" * 64, 17)
+    assert (found.study, found.round, found.progress) == ("a" * 64, 17, "how it went")
     assert found.arrays.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         assert found.arrays[name].dtype == array.dtype
@@ -131,6 +131,22 @@ def test_foreign_bytes_are_no_checkpoint(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(CoordinatorError, match="is no checkpoint"):
         read_checkpoint(path)
+
+
+def test_a_change_of_any_byte_is_an_error_or_changes_nothing(path: Path) -> None:
+    """The header is JSON: a blank more or less is no damage."""
+    write_checkpoint(path, study="s", round_=1, arrays=ARRAYS, progress='{"a": 1}')
+    whole, refused = path.read_bytes(), 0
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x01]) + whole[at + 1 :])
+        try:
+            found = read_checkpoint(path)
+        except CoordinatorError:
+            refused += 1
+        else:
+            assert (found.study, found.round, found.progress) == ("s", 1, '{"a": 1}')
+            assert all(np.array_equal(found.arrays[name], array) for name, array in ARRAYS.items())
+    assert refused > 0.9 * len(whole)
 
 
 @pytest.mark.parametrize("metadata", [{}, {"study": "s"}, {"study": "s", "round": "second"}])

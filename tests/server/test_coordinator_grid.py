@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 from flwr.supernode.fleet_http_connection import http_request_response
@@ -288,6 +289,32 @@ def test_one_of_many_replies_is_fetched_at_a_time(centre: Centre) -> None:
 
     assert 3 <= fetched[0] < fetched[1]
     assert centre.requests["pull-messages"] == 1
+
+
+@pytest.mark.deployed
+def test_messages_are_named_before_they_leave_and_found_again_by_another_connection_to_the_run(centre: Centre) -> None:
+    named: list[str] = []
+
+    def note(identifiers: list[str]) -> None:
+        assert not centre.requests
+        named.extend(identifiers)
+
+    with centre.site("north") as north, centre.site("south") as south:
+        acquainted(centre, north, south)
+        messages = [Message(small(), site.node, "train", ttl=60) for site in (north, south)]
+        assert centre.grid.push_named(messages, note) == named
+        for site in (north, south):
+            site.answer(small(site.node % 99))
+        with closing(CoordinatorGrid(centre.grid._addr, centre.grid._token)) as other:
+            other.set_run(centre.grid.run)
+            assert other.lineage == centre.grid.lineage
+            found = replace(centre, grid=other).await_replies(named)
+            (unknown,) = other.pull_messages(["0" * 64])
+    assert {reply.metadata.src_node_id: reply.content for reply in found} == {
+        site.node: small(site.node % 99) for site in (north, south)
+    }
+    assert unknown.metadata.reply_to_message_id == "0" * 64
+    assert unknown.error.code == ErrorCode.MESSAGE_UNAVAILABLE  # what the round loop takes for "ask again"
 
 
 @pytest.mark.deployed

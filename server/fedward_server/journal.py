@@ -1,0 +1,256 @@
+"""What a coordinator writes down before it acts, and what follows from it: pure rules, no files.
+
+A journal covers one open round, from the checkpoint before it (`Begun.after`) to the one behind it. Its records, in the
+order in which they come:
+
+=========  =======================================================================================
+record     is on disk before
+=========  =======================================================================================
+begun      anything else: study and the round that the checkpoint beside it holds
+enrolled   the first task is sent: who said yes at the roll call, and who is out and why
+asking     a task leaves: its sites may have spent from now on
+asked      a task leaves where the grid can name messages ahead, right after it where it cannot
+accepted   an update is added; its values stand beside it
+missed     another reply is looked at: this one was none, and is not waited for again
+=========  =======================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, NoReturn, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from fedward_common.errors import CoordinatorError
+from fedward_common.wire import Enrolment, Update
+from fedward_server.result import RoundResult
+
+__all__ = [
+    "Accepted",
+    "Asked",
+    "Asking",
+    "Begun",
+    "Enrolled",
+    "Missed",
+    "OpenRound",
+    "Progress",
+    "Record",
+    "Recovered",
+    "RoundLog",
+    "Seat",
+    "Story",
+    "parse_record",
+    "story_of",
+]
+
+Values = npt.NDArray[np.int64]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Seat(_Part):
+    """One enrolment: the site, the node that it answered from, and what it said."""
+
+    node: int
+    site: str
+    patients: int
+    version: str
+
+    @classmethod
+    def of(cls, node: int, enrolment: Enrolment) -> Seat:
+        """Return what a site said at the roll call, as it is stored."""
+        return cls(node=node, site=enrolment.site, patients=enrolment.patients, version=enrolment.version)
+
+    def enrolment(self, study: str) -> Enrolment:
+        """Return it as the round loop knows it, for the study with this digest."""
+        return Enrolment(self.site, study, self.patients, self.version)
+
+
+class Begun(_Part):
+    """The first record: a journal of this study's round ``after + 1``."""
+
+    kind: Literal["begun"] = "begun"
+    format: Literal[1] = 1
+    study: str
+    after: int = Field(ge=0)
+    started: str
+
+
+class Enrolled(_Part):
+    """The roll has been called."""
+
+    kind: Literal["enrolled"] = "enrolled"
+    seats: tuple[Seat, ...]
+    excluded: dict[str, str]
+
+
+class Asking(_Part):
+    """These sites are about to be asked, possibly again."""
+
+    kind: Literal["asking"] = "asking"
+    round: int
+    sites: tuple[str, ...]
+
+
+class Asked(_Part):
+    """The messages that ask: site by identifier; `lineage` says in which grid they can be found."""
+
+    kind: Literal["asked"] = "asked"
+    round: int
+    lineage: str
+    messages: dict[str, str]
+
+
+class Accepted(_Part):
+    """An update that the gatekeeper let through; its values are the record's body."""
+
+    kind: Literal["accepted"] = "accepted"
+    round: int
+    site: str
+    weight: int
+    steps: int
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, update: Update) -> Accepted:
+        """Return all of an update but its values."""
+        return cls(
+            round=update.round, site=update.site, weight=update.weight, steps=update.steps, metrics=update.metrics
+        )
+
+    def update(self, study: str, values: Values) -> Update:
+        """Return the update again."""
+        return Update(self.site, study, self.round, self.weight, self.steps, values, dict(self.metrics))
+
+
+class Missed(_Part):
+    """A reply that was no update; `for_good`: the site is not asked in later rounds either."""
+
+    kind: Literal["missed"] = "missed"
+    round: int
+    site: str
+    reason: str
+    for_good: bool
+
+
+Record = Annotated[Begun | Enrolled | Asking | Asked | Accepted | Missed, Field(discriminator="kind")]
+_RECORD: TypeAdapter[Record] = TypeAdapter(Record)
+
+
+class Progress(_Part):
+    """All that a checkpoint holds beside its arrays: what the result of the run will say about the rounds so far."""
+
+    started: str
+    seats: tuple[Seat, ...] = ()
+    excluded: dict[str, str] = {}
+    missed: dict[str, str] = {}
+    asked: dict[str, int] = {}
+    steps: dict[str, int] = {}
+    reported: dict[str, int] = {}
+    closed: tuple[RoundResult, ...] = ()
+    tail_count: int = 0
+
+
+@dataclass(slots=True)
+class OpenRound:
+    """How far a round came: who was asked, which messages are out, who is settled and how."""
+
+    round: int
+    lineage: str = ""
+    asked: set[str] = field(default_factory=set)
+    waiting: dict[str, str] = field(default_factory=dict)
+    accepted: dict[str, Accepted] = field(default_factory=dict)
+    missed: dict[str, Missed] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Story:
+    """What a journal says."""
+
+    begun: Begun
+    enrolled: Enrolled | None = None
+    open: OpenRound | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """An open round and its accepted updates, one in memory at a time."""
+
+    open: OpenRound
+    updates: Iterator[Update]
+
+
+class RoundLog(Protocol):
+    """Where the round loop writes."""
+
+    def write(self, record: Record, values: Values | None = None) -> None:
+        """Return once the record is where a killed process finds it again."""
+
+
+def parse_record(content: bytes) -> Record:
+    """Return a record from its JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return _RECORD.validate_json(content)
+
+
+def story_of(records: Iterable[Record]) -> Story:
+    """Return what the records come to, whose bytes have been verified.
+
+    Raises:
+        CoordinatorError: no coordinator writes them in this order.
+    """
+    rest = iter(records)
+    first = next(rest, None)
+    if not isinstance(first, Begun):
+        _contradict("it does not begin with its study")
+    story = Story(first)
+    for record in rest:
+        match record:
+            case Begun():
+                _contradict("it begins twice")
+            case Enrolled():
+                story.enrolled = record
+            case _:
+                _tell(story, record)
+    return story
+
+
+def _tell(story: Story, record: Asking | Asked | Accepted | Missed) -> None:
+    number = story.begun.after + 1
+    if record.round != number:
+        _contradict(f"a record of round {record.round} in the journal of round {number}")
+    if story.open is None:
+        story.open = OpenRound(number)
+    told = story.open
+    match record:
+        case Asking():
+            if told.accepted.keys() & set(record.sites):
+                _contradict("a site whose update was accepted is asked again")
+            told.asked |= set(record.sites)
+            told.waiting = {key: site for key, site in told.waiting.items() if site not in record.sites}
+        case Asked():
+            if told.lineage != record.lineage:
+                told.lineage, told.waiting = record.lineage, {}
+            told.waiting |= {key: site for key, site in record.messages.items() if key}
+        case Accepted() | Missed():
+            if record.site not in told.asked or record.site in told.accepted or record.site in told.missed:
+                _contradict(f"{record.site} answers a second time, or was not asked")
+            told.waiting = {key: site for key, site in told.waiting.items() if site != record.site}
+            if isinstance(record, Accepted):
+                told.accepted[record.site] = record
+            else:
+                told.missed[record.site] = record
+
+
+def _contradict(what: str) -> NoReturn:
+    msg = f"journal.fedward contradicts itself: {what}"
+    raise CoordinatorError(msg, remedy="restore the run's folder from a copy; without it the run ends here")
