@@ -3,8 +3,8 @@
 None returns one hospital's update: each weight of the next model averages at least two. All are deterministic and
 independent of the order of arrival. Each site counts as one, whatever it says of its patients.
 
-Memory: every update of the round is kept as float64, 8 bytes x parameters x sites, and up to four vectors of one
-model's size beside them.
+Memory: every update of the round is kept as float64, 8 bytes x parameters x sites; beside them, for a while, the means
+of the buckets if there are any, and up to four vectors of one model's size.
 """
 
 from __future__ import annotations
