@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel
 
 from fedward_common.canonical import canonical_json
-from fedward_common.study import Study
+from fedward_common.study import SINGLE_UPDATE_RULES, Study
 
 __all__ = ["GROUPS", "Change", "changes", "in_words"]
 
@@ -103,7 +103,7 @@ def _effect(path: Path, old: Any, new: Any) -> Effect:
         case ("cohort", "patient"):
             return _looser(new is None, old is None)
         case ("aggregation", "rule"):
-            return _looser(new == "flower", old == "flower")
+            return _looser(new in SINGLE_UPDATE_RULES, old in SINGLE_UPDATE_RULES)
         case ("privacy",) | ("privacy", "mechanism"):
             return _looser(_protects(old) and not _protects(new), _protects(new) and not _protects(old))
     key = ".".join(path)

@@ -100,7 +100,8 @@ class Policy(Contract):
         "refuse a study whose coordinator could see this site's own update", default=False
     )
     allow_single_updates: bool = quantity(
-        "admit rules that compare single updates (Flower's strategies); Krum's next model is one hospital's",
+        "admit rules that compare single updates (robust rules, Flower's strategies); the next model of Flower's Krum "
+        "is one hospital's",
         default=False,
     )
     allowed_metrics: tuple[LocalName, ...] = quantity(
@@ -244,9 +245,11 @@ def _against_aggregation(study: Study, policy: Policy) -> Iterator[Refusal]:
             "the coordinator of this study sees this site's own update",
             remedy="policy.require_secure_aggregation in site.yaml",
         )
-    if isinstance(study.aggregation, FlowerRule) and not policy.allow_single_updates:
+    if study.sees_single_updates and not policy.allow_single_updates:
+        rule = study.aggregation
+        asked = rule.target if isinstance(rule, FlowerRule) else rule.rule
         message = "this rule compares single updates; policy.allow_single_updates is false"
-        yield _limit("aggregation.rule", message, asked=study.aggregation.target)
+        yield _limit("aggregation.rule", message, asked=asked)
 
 
 def _against_privacy(study: Study, policy: Policy) -> Iterator[Refusal]:

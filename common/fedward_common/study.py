@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,20 +14,28 @@ from fedward_common.contract import Contract, quantity, validated
 from fedward_common.schema import CohortSchema
 
 __all__ = [
+    "SINGLE_UPDATE_RULES",
     "Aggregation",
+    "CentredClipping",
     "DpSgd",
     "Evaluation",
+    "FedAdagrad",
     "FedAdam",
     "FedAvg",
     "FedProx",
+    "FedYogi",
     "FlowerRule",
     "Linear",
+    "Median",
     "Mlp",
     "Model",
+    "MultiKrum",
     "NoPrivacy",
     "Privacy",
+    "RobustRule",
     "Study",
     "Training",
+    "TrimmedMean",
 ]
 
 NAME = r"^[a-z][a-z0-9_]{0,62}$"
@@ -158,6 +167,103 @@ class FedAdam(_Aggregation):
     tau: float = quantity("adaptivity, added to the root of the second moment", default=1e-3, gt=0, le=1)
 
 
+class FedYogi(_Aggregation):
+    """Yogi at the server on the mean update (Reddi et al. 2021, algorithm 2): the second moment shrinks slowly."""
+
+    rule: Literal["fedyogi"] = "fedyogi"
+    server_learning_rate: float = quantity("step size at the server", default=0.01, gt=0, le=100)
+    beta_1: float = quantity("decay of the first moment", default=0.9, ge=0, lt=1)
+    beta_2: float = quantity("decay of the second moment", default=0.99, ge=0, lt=1)
+    tau: float = quantity("adaptivity, added to the root of the second moment", default=1e-3, gt=0, le=1)
+
+
+class FedAdagrad(_Aggregation):
+    """Adagrad at the server on the mean update (Reddi et al. 2021, algorithm 2): the steps only ever shrink."""
+
+    rule: Literal["fedadagrad"] = "fedadagrad"
+    server_learning_rate: float = quantity("step size at the server", default=0.01, gt=0, le=100)
+    beta_1: float = quantity("decay of the first moment; 0: none is kept", default=0.0, ge=0, lt=1)
+    tau: float = quantity("adaptivity, added to the root of the sum of squares", default=1e-3, gt=0, le=1)
+
+
+class _SingleUpdates(_Aggregation):
+    weighting: Literal["uniform"] = quantity(
+        "each site counts as one: its number of patients is its own claim", default="uniform"
+    )
+    server_learning_rate: float = quantity("factor on the combined update", default=1.0, gt=0, le=100)
+    bucket_size: int = quantity(
+        "updates whose mean counts as one, dealt anew in each round; 1: each on its own",
+        "updates",
+        default=1,
+        ge=1,
+        le=64,
+    )
+
+    def least_updates(self, sites: int) -> int:
+        """Return how few updates of a study of `sites` sites the rule can combine, the quorum at least."""
+        del sites
+        return max(self.quorum, self.bucket_size + 1)
+
+    def shortfall(self, sites: int) -> str:
+        """Return why the rule is of no use to a study of `sites` sites; nothing where it is."""
+        least = self.least_updates(sites)
+        return f"aggregation needs {least} updates in a round, but the study names {sites} sites" * (least > sites)
+
+
+class _Tolerating(_SingleUpdates):
+    poisoned: float = quantity(
+        "share of the study's sites that may be poisoned, rounded down to whole sites", "of the sites", gt=0, lt=0.5
+    )
+
+    def poisoned_sites(self, sites: int) -> int:
+        """Return how many of `sites` sites may be poisoned."""
+        return math.floor(round(self.poisoned * sites, 9))
+
+    def shortfall(self, sites: int) -> str:
+        """See `_SingleUpdates.shortfall`; nor may the share come to no site at all."""
+        if self.poisoned_sites(sites) < 1:
+            return f"aggregation.poisoned = {self.poisoned:g} of {sites} sites is less than one site"
+        return super().shortfall(sites)
+
+
+class Median(_SingleUpdates):
+    """Of each weight the middle of the sites' changes, as a mean of two (after Yin et al. 2018, algorithm 1)."""
+
+    rule: Literal["median"] = "median"
+
+
+class TrimmedMean(_Tolerating):
+    """Of each weight the mean of the sites' changes without the extremes (Yin et al. 2018, algorithm 1)."""
+
+    rule: Literal["trimmed_mean"] = "trimmed_mean"
+
+    def least_updates(self, sites: int) -> int:
+        """See `_SingleUpdates.least_updates`: two values of each weight must be left."""
+        return max(super().least_updates(sites), self.bucket_size * (2 * self.poisoned_sites(sites) + 1) + 1)
+
+
+class MultiKrum(_Tolerating):
+    """Mean of the updates that lie closest to the others (Blanchard et al. 2017), of a quorum of sites at least."""
+
+    rule: Literal["multi_krum"] = "multi_krum"
+
+    def least_updates(self, sites: int) -> int:
+        """See `_SingleUpdates.least_updates`: n >= 2f + 3, and a quorum is left without the f that are cut."""
+        bad, size = self.poisoned_sites(sites), self.bucket_size
+        return max(size * (2 * bad + 2) + 1, self.quorum + bad * size)
+
+
+class CentredClipping(_SingleUpdates):
+    """Updates clipped around the server's momentum, then averaged (Karimireddy, He and Jaggi 2021)."""
+
+    rule: Literal["centred_clipping"] = "centred_clipping"
+    radius: float = quantity("an update's L2 distance from the momentum counts as at most this", gt=0, le=1_000_000)
+    momentum: float = quantity("part of the last rounds' direction that is kept", default=0.0, ge=0, lt=1)
+    iterations: int = quantity(
+        "how often the centre moves to the clipped mean in a round", "times", default=1, ge=1, le=100
+    )
+
+
 class FlowerRule(_Aggregation):
     """Any strategy of Flower behind our gatekeeper; it sees single updates, so it forgoes secure aggregation."""
 
@@ -170,7 +276,12 @@ class FlowerRule(_Aggregation):
     options: dict[str, bool | int | float | str] = quantity("its keyword arguments", default_factory=dict)
 
 
-Aggregation = Annotated[FedAvg | FedProx | FedAdam | FlowerRule, Field(discriminator="rule")]
+RobustRule = Median | TrimmedMean | MultiKrum | CentredClipping
+Aggregation = Annotated[
+    FedAvg | FedProx | FedAdam | FedYogi | FedAdagrad | RobustRule | FlowerRule, Field(discriminator="rule")
+]
+SINGLE_UPDATE_RULES: Final = frozenset({"median", "trimmed_mean", "multi_krum", "centred_clipping", "flower"})
+"""Rules that compare single updates: each hospital must consent, and secure aggregation is out of the question."""
 
 
 class Evaluation(Contract):
@@ -210,6 +321,10 @@ class Study(Contract):
         if self.aggregation.quorum > max(len(self.sites), 2):
             msg = f"aggregation.quorum = {self.aggregation.quorum} sites, but the study names {len(self.sites)}"
             raise ValueError(msg)
+        if isinstance(self.aggregation, _SingleUpdates) and len(self.sites) > 2:  # noqa: PLR2004  (a draft names two)
+            msg = self.aggregation.shortfall(len(self.sites))
+            if msg:
+                raise ValueError(msg)
         if self.training.views > 1 and not self.cohort.images:
             msg = f"training.views = {self.training.views}, but the cohort has no images to see differently"
             raise ValueError(msg)
@@ -229,6 +344,11 @@ class Study(Contract):
     def proximal_mu(self) -> float:
         """Weight of the proximal penalty; 0 without one."""
         return self.aggregation.mu if isinstance(self.aggregation, FedProx) else 0.0
+
+    @property
+    def sees_single_updates(self) -> bool:
+        """Whether the coordinator compares single updates."""
+        return self.aggregation.rule in SINGLE_UPDATE_RULES
 
     def contract(self) -> dict[str, Any]:
         """Return the study as plain JSON values, every default written out."""

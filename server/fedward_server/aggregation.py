@@ -1,4 +1,7 @@
-"""How updates become the next model: ``start``, ``add`` as they arrive, ``finish``. Never a list of updates."""
+"""How updates become the next model: ``start``, ``add`` as they arrive, ``finish``.
+
+Only rules that compare single updates (`robust`, `flower_strategy`) keep a list of them.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,27 @@ import numpy as np
 import numpy.typing as npt
 
 from fedward_common.fixed_point import decode_mean
-from fedward_common.study import Aggregation, FedAdam, FedAvg, FedProx, FlowerRule, Study
+from fedward_common.study import (
+    Aggregation,
+    CentredClipping,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedProx,
+    FedYogi,
+    FlowerRule,
+    Median,
+    MultiKrum,
+    Study,
+    TrimmedMean,
+)
 from fedward_common.wire import Update
+from fedward_server.robust import Robust
+from fedward_server.server_steps import Adaptive, Scaled, State, Step
 
 __all__ = ["Aggregator", "Mean", "aggregator_for"]
 
 Weights = npt.NDArray[np.float32]
-State = dict[str, npt.NDArray[np.float64]]
 
 
 class Aggregator(Protocol):
@@ -34,50 +51,10 @@ class Aggregator(Protocol):
         """Return what the rule carries from round to round, for a checkpoint."""
 
 
-class _Step(Protocol):
-    def __call__(self, mean: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]: ...
-
-    def state(self) -> State: ...
-
-
-class _Scaled:
-    """FedAvg's server step: the mean update times a factor."""
-
-    def __init__(self, factor: float) -> None:
-        self._factor = factor
-
-    def __call__(self, mean: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return self._factor * mean
-
-    def state(self) -> State:
-        return {}
-
-
-class _Adam:
-    """Reddi et al. 2021, algorithm 2, option FedAdam: no bias correction, second moment from tau squared."""
-
-    def __init__(self, rule: FedAdam, moments: Mapping[str, npt.NDArray[np.float64]]) -> None:
-        self._rule = rule
-        self._moments: State = dict(moments)
-
-    def __call__(self, mean: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        rule = self._rule
-        first = self._moments.get("first", np.zeros_like(mean))
-        second = self._moments.get("second", np.full_like(mean, rule.tau**2))
-        first = rule.beta_1 * first + (1 - rule.beta_1) * mean
-        second = rule.beta_2 * second + (1 - rule.beta_2) * mean**2
-        self._moments = {"first": first, "second": second}
-        step: npt.NDArray[np.float64] = rule.server_learning_rate * first / (np.sqrt(second) + rule.tau)
-        return step
-
-    def state(self) -> State:
-        return dict(self._moments)
-
-
 class Mean:
     """The weighted mean, as an exact integer sum: the order of arrival changes nothing."""
 
-    def __init__(self, step: _Step) -> None:
+    def __init__(self, step: Step) -> None:
         self._step = step
         self._weights: Weights = np.zeros(0, dtype=np.float32)
         self._total = np.zeros(0, dtype=np.int64)
@@ -111,13 +88,25 @@ class Mean:
 def aggregator_for(
     study: Study, state: Mapping[str, npt.NDArray[np.float64]] | None = None, *, after: int = 0
 ) -> Aggregator:
-    """Return the rule that the study names, as it stood when `state` was taken after round `after`."""
+    """Return the rule that the study names.
+
+    Args:
+        study: the contract.
+        state: what `Aggregator.state` returned after a round, to go on from there; None: from the beginning.
+        after: that round, 1-based; 0: none.
+
+    Raises:
+        StudyError: the rule and the study do not fit.
+        CoordinatorError: the state is another rule's.
+    """
     rule: Aggregation = study.aggregation
     match rule:
-        case FedAdam():
-            return Mean(_Adam(rule, state or {}))
+        case FedAdam() | FedYogi() | FedAdagrad():
+            return Mean(Adaptive(rule, state))
         case FedAvg() | FedProx():
-            return Mean(_Scaled(rule.server_learning_rate))
+            return Mean(Scaled(rule.server_learning_rate))
+        case Median() | TrimmedMean() | MultiKrum() | CentredClipping():
+            return Robust(study, rule, state)
         case FlowerRule():
             from fedward_server.flower_strategy import FlowerStrategy  # noqa: PLC0415  (a second of imports that few studies need)
 

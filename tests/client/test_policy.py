@@ -131,14 +131,33 @@ def test_cohort_at_the_minimum_is_admitted() -> None:
     admit_cohort(20, Policy())
 
 
-def test_a_rule_that_sees_single_updates_needs_the_hospitals_consent() -> None:
-    study = small_study(aggregation={"rule": "flower", "_target_": "flwr.serverapp.strategy.Krum"})
+@pytest.mark.parametrize(
+    ("rule", "asked"),
+    [
+        (
+            {"rule": "flower", "_target_": "flwr.serverapp.strategy.Krum"},
+            "flwr.serverapp.strategy.Krum",
+        ),
+        ({"rule": "median"}, "median"),
+        ({"rule": "trimmed_mean", "poisoned": 0.2}, "trimmed_mean"),
+        ({"rule": "multi_krum", "poisoned": 0.2}, "multi_krum"),
+        ({"rule": "centred_clipping", "radius": 1.0}, "centred_clipping"),
+    ],
+)
+def test_a_rule_that_sees_single_updates_needs_the_hospitals_consent(rule: dict[str, Any], asked: str) -> None:
+    study = small_study(sites=["north", "b", "c", "d", "e"], aggregation=rule)
 
     with pytest.raises(Refusal) as refused:
         admit(study, "north", open_policy(allow_single_updates=False))
 
     assert refused.value.reason is RefusalCode.POLICY_LIMIT
+    assert refused.value.crossing() == f"policy_limit asked={asked} key=aggregation.rule"
     admit(study, "north", open_policy())
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "fedadam", "fedyogi", "fedadagrad"])
+def test_a_rule_on_the_streaming_mean_needs_no_such_consent(rule: str) -> None:
+    admit(small_study(aggregation={"rule": rule}), "north", open_policy(allow_single_updates=False))
     assert not Policy().allow_single_updates
 
 
