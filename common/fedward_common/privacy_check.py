@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from fedward_common.privacy import Mechanism, Spend, epsilon_of, merged
 
-__all__ = ["CrossCheck", "cross_check"]
+__all__ = ["CrossCheck", "cross_check", "epsilon_by"]
 
 _AGREEMENT: Final = 0.02
 _MOST_KINDS: Final = 16
@@ -77,7 +77,7 @@ def cross_check(spends: Iterable[Spend], delta: float) -> CrossCheck:
         return CrossCheck(delta, pld, absent=dict.fromkeys(("google", "prv", "rdp"), beyond))
     if not kinds:
         return CrossCheck(delta, pld, 0.0, 0.0, 0.0)
-    google, rdp = (_google(kinds, delta, rdp=which) for which in (False, True))
+    google, rdp = _google(kinds, delta)
     prv, why = _opacus(kinds, delta)
     return CrossCheck(delta, pld, google, prv, rdp, {"prv": why} if why else {})
 
@@ -94,12 +94,19 @@ def _beyond(kinds: Mapping[Mechanism, int], delta: float, pld: float) -> str:
     return ""
 
 
-def _google(kinds: Mapping[Mechanism, int], delta: float, *, rdp: bool) -> float:
-    from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent  # noqa: PLC0415  (two seconds)
-    from dp_accounting.pld.pld_privacy_accountant import PLDAccountant  # noqa: PLC0415  (see above)
+def _google(kinds: Mapping[Mechanism, int], delta: float) -> tuple[float, float]:
+    """Return ε by privacy losses and by Rényi divergences."""
+    from dp_accounting.pld.pld_privacy_accountant import PLDAccountant  # noqa: PLC0415  (two seconds)
     from dp_accounting.rdp import RdpAccountant  # noqa: PLC0415  (see above)
 
-    accountant = RdpAccountant() if rdp else PLDAccountant(value_discretization_interval=_GRID)
+    losses = PLDAccountant(value_discretization_interval=_GRID)
+    return epsilon_by(losses, kinds, delta), epsilon_by(RdpAccountant(), kinds, delta)
+
+
+def epsilon_by(accountant: Any, kinds: Mapping[Mechanism, int], delta: float) -> float:
+    """Return what a new accountant of dp-accounting's makes of so many steps of each kind: ε, at least 0, maybe inf."""
+    from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent  # noqa: PLC0415  (two seconds)
+
     for (sigma, rate), steps in kinds.items():
         accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(sigma)), steps)
     noisy = logging.getLogger("absl")  # "optimal order is the largest alpha": a bound all the same

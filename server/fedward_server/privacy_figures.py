@@ -6,13 +6,13 @@ never rounded down. None where no finite bound is known.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
 from fedward_common.privacy import Spend, epsilon_of
+from fedward_common.privacy_check import epsilon_by
 
 __all__ = ["certainty", "composed", "for_group", "rdp_bound"]
 
@@ -86,21 +86,10 @@ def rdp_bound(spend: Spend, delta: float) -> float | None:
     """Return ε at `delta` by dp-accounting's Rényi divergences (Mironov, Talwar and Zhang 2019): other code, looser."""
     if not spend.steps:
         return 0.0
-    import dp_accounting  # noqa: PLC0415  (two seconds of start-up)
-    from dp_accounting import rdp  # noqa: PLC0415  (see above)
+    from dp_accounting.rdp import RdpAccountant  # noqa: PLC0415  (two seconds of start-up)
 
-    step = dp_accounting.PoissonSampledDpEvent(
-        spend.sampling_rate, dp_accounting.GaussianDpEvent(spend.noise_multiplier)
-    )
-    accountant = rdp.RdpAccountant(orders=_ORDERS)
-    accountant.compose(step, spend.steps)
-    log = logging.getLogger("absl")  # it warns where the best order is the largest: a bound all the same
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        epsilon = max(0.0, float(accountant.get_epsilon(delta)))
-    finally:
-        log.setLevel(before)
+    kind = (spend.noise_multiplier, spend.sampling_rate)
+    epsilon = epsilon_by(RdpAccountant(orders=_ORDERS), {kind: spend.steps}, delta)
     return epsilon if math.isfinite(epsilon) else None
 
 
