@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +32,7 @@ __all__ = [
     "encode",
     "feature_count",
     "feature_names",
+    "feature_widths",
     "identifier_text",
     "read_table",
     "refuse_repeated",
@@ -87,7 +88,13 @@ def feature_names(schema: CohortSchema) -> tuple[str, ...]:
 
 def feature_count(schema: CohortSchema) -> int:
     """Return the number of encoded features: of the model's inputs."""
-    return sum(_width(column) for column in schema.columns.values())
+    return sum(width for _, width in feature_widths(schema))
+
+
+def feature_widths(schema: CohortSchema) -> Iterator[tuple[str, int]]:
+    """Yield each column's name and how many features encode it, in the order in which they stand in a record."""
+    for name, column in schema.columns.items():
+        yield name, _width(column)
 
 
 def _width(column: NumericColumn | CategoricalColumn | ImageColumn) -> int:
@@ -358,8 +365,8 @@ def _matrix(
 ) -> npt.NDArray[np.float32]:
     features = np.zeros((len(parsed), feature_count(schema)), dtype=np.float32)
     start = 0
-    for name, column in schema.columns.items():
-        end = start + _width(column)
+    for name, width in feature_widths(schema):
+        column, end = schema.columns[name], start + width
         features[:, start:end] = pixels[name] if isinstance(column, ImageColumn) else _encoded(parsed[name], column)
         start = end
     return features

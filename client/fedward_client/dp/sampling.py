@@ -18,7 +18,7 @@ import torch
 
 from fedward_client.cohorts import Patients
 from fedward_common.schema import CohortSchema, ImageColumn
-from fedward_common.tables import feature_count
+from fedward_common.tables import feature_widths
 
 __all__ = ["PatientSampler", "Picture", "pictures_of"]
 
@@ -43,10 +43,11 @@ class Picture:
 def pictures_of(schema: CohortSchema) -> list[Picture]:
     """Return the pictures of an encoded record, in the order of the schema's columns."""
     found, start = [], 0
-    for name, column in schema.columns.items():
+    for name, width in feature_widths(schema):
+        column = schema.columns[name]
         if isinstance(column, ImageColumn):
             found.append(Picture(start, column.height, column.width, column.channels))
-        start += feature_count(schema.model_copy(update={"columns": {name: column}}))
+        start += width
     return found
 
 
