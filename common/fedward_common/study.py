@@ -157,24 +157,23 @@ class FedProx(_Aggregation):
     mu: float = quantity("weight of the penalty", gt=0, le=1000)
 
 
-class FedAdam(_Aggregation):
+class _TwoMoments(_Aggregation):
+    server_learning_rate: float = quantity("step size at the server", default=0.01, gt=0, le=100)
+    beta_1: float = quantity("decay of the first moment", default=0.9, ge=0, lt=1)
+    beta_2: float = quantity("decay of the second moment", default=0.99, ge=0, lt=1)
+    tau: float = quantity("adaptivity, added to the root of the second moment", default=1e-3, gt=0, le=1)
+
+
+class FedAdam(_TwoMoments):
     """Adam at the server on the mean update (Reddi et al. 2021, algorithm 2)."""
 
     rule: Literal["fedadam"] = "fedadam"
-    server_learning_rate: float = quantity("step size at the server", default=0.01, gt=0, le=100)
-    beta_1: float = quantity("decay of the first moment", default=0.9, ge=0, lt=1)
-    beta_2: float = quantity("decay of the second moment", default=0.99, ge=0, lt=1)
-    tau: float = quantity("adaptivity, added to the root of the second moment", default=1e-3, gt=0, le=1)
 
 
-class FedYogi(_Aggregation):
+class FedYogi(_TwoMoments):
     """Yogi at the server on the mean update (Reddi et al. 2021, algorithm 2): the second moment shrinks slowly."""
 
     rule: Literal["fedyogi"] = "fedyogi"
-    server_learning_rate: float = quantity("step size at the server", default=0.01, gt=0, le=100)
-    beta_1: float = quantity("decay of the first moment", default=0.9, ge=0, lt=1)
-    beta_2: float = quantity("decay of the second moment", default=0.99, ge=0, lt=1)
-    tau: float = quantity("adaptivity, added to the root of the second moment", default=1e-3, gt=0, le=1)
 
 
 class FedAdagrad(_Aggregation):
