@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedward_client.audit_chain import Position, Value
-from fedward_client.composition import Mechanism, worst_epsilon
 from fedward_client.patient_sets import Numbers, groups, members
-from fedward_common.privacy import Spend
+from fedward_common.privacy import Mechanism, Spend
+from fedward_common.privacy_groups import worst_epsilon
 
 __all__ = ["CLOSED", "GRANTED", "RECONCILED", "RELEASED", "RESERVED", "Account", "Books", "Change", "Limits", "Terms"]
 
@@ -171,7 +171,7 @@ class Books:
         Args:
             rounds: as `rounds` returns them.
             delta: of the answer.
-            enough: a limit below which any bound will do (`fedward_client.composition.worst_epsilon`).
+            enough: a limit below which any bound will do (`fedward_common.privacy_groups.worst_epsilon`).
         """
         kinds: dict[Mechanism, int] = {}
         columns = [kinds.setdefault(_mechanism(account.terms), len(kinds)) for account in self.accounts]

@@ -33,12 +33,12 @@ from typing import Final
 from fedward_client.audit import AuditLog, Entry
 from fedward_client.audit_chain import GENESIS, Head, Position, Value
 from fedward_client.books import CLOSED, GRANTED, RECONCILED, RELEASED, RESERVED, Account, Change, Limits, Terms
-from fedward_client.composition import composed
 from fedward_client.ledger import Ledger, Stamp
 from fedward_client.ledger_file import set_aside_if_damaged
 from fedward_client.patient_sets import Identities
 from fedward_common.errors import InstallationError, LocalDataError, Refusal, RefusalCode, StudyError
 from fedward_common.privacy import Spend, round_spend
+from fedward_common.privacy_groups import composed
 from fedward_common.study import DpSgd
 from fedward_common.study_file import read_study_file
 

@@ -32,10 +32,10 @@ from fedward_client.books import (
     Limits,
     Terms,
 )
-from fedward_client.composition import composed
 from fedward_client.ledger_file import LedgerFile
 from fedward_client.patient_sets import Identities
 from fedward_common.errors import Refusal, RefusalCode
+from fedward_common.privacy_groups import composed
 
 __all__ = ["Entry", "Ledger", "Stamp", "Summary"]
 

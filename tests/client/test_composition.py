@@ -10,10 +10,10 @@ from dp_accounting.rdp import RdpAccountant
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedward_client.composition import composed, renyi_bounds, worst_epsilon
 from fedward_common import privacy_groups
 from fedward_common.privacy import Mechanism, Spend, epsilon_of, epsilons_of_rows
-from fedward_common.renyi import ORDERS
+from fedward_common.privacy_groups import composed, worst_epsilon
+from fedward_common.renyi import ORDERS, renyi_bounds
 
 MECHANISMS = [(4.0, 1.0), (9.0, 1.0), (30.0, 1.0)]  # sums over all patients: exact in microseconds
 DELTA = 1e-4
