@@ -21,7 +21,7 @@ def test_a_status_is_read_as_it_was_written(tmp_path: Path) -> None:
         rounds=10,
         sites={
             "a": SiteStatus(state="accepted"),
-            "b": SiteStatus(state="missed", reason="no_reply_before_the_deadline"),
+            "b": SiteStatus(state="missed", reason="transport_error"),
         },
         opened_at="2026-11-27T06:00:00+00:00",
         updated_at="2026-11-27T06:00:01+00:00",
