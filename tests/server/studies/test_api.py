@@ -16,8 +16,7 @@ import pytest
 
 from fedward_common.audit_chain import Entry
 from fedward_common.study_file import MAX_BYTES, StudyFile
-from fedward_server.run_status import RunStatus, write_status
-from fedward_server.studies import desk
+from fedward_server.run_status import RunStatus, read_status, write_status
 from fedward_server.studies.access import Access, Role
 from fedward_server.studies.api import FILES, HOLD_OUTS, PREFIX, build_api
 from fedward_server.studies.book import StudyBook
@@ -242,12 +241,10 @@ def test_a_study_is_shown_with_where_it_stands(served: Served) -> None:
 
 
 def test_whoever_watches_is_answered_when_something_happens(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedward_server.studies import api  # noqa: PLC0415
-
     id_ = served.submitted()
     version = served.call("GET", f"/studies/{id_}", "viewer").json()["version"]
     looks: list[str] = []
-    original = api.read_status
+    original = read_status
 
     def look(folder: Path) -> RunStatus | None:
         looks.append(folder.name)
@@ -255,7 +252,7 @@ def test_whoever_watches_is_answered_when_something_happens(served: Served, monk
             served.book.wish(id_, "pause", "bob", NOW)
         return original(folder)
 
-    monkeypatch.setattr(api, "read_status", look)
+    monkeypatch.setattr("fedward_server.studies.api.read_status", look)
     answer = served.call("GET", f"/studies/{id_}?seen={version}&wait=25", "viewer").json()
 
     assert answer["study"]["state"] == "paused"
@@ -381,7 +378,7 @@ def test_a_call_that_somebody_else_overtook_is_written_down_as_refused(
 
 def test_a_flood_of_wrong_tokens_does_not_fill_the_log(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(desk.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("fedward_server.studies.desk.time.monotonic", lambda: clock[0])
     answers = [served.call("GET", "/studies", f"wrong{number}").status_code for number in range(40)]
     inside = len(served.log())
     clock[0] += 30.0
