@@ -1,8 +1,8 @@
-"""A process that keeps the contract of `fedward_server.application` without a SuperLink: what it does is its study's name.
+"""A process that keeps the contract of `fedward_server.application` without a SuperLink; its study's name says how.
 
 ``quick`` ends at once; ``patient`` waits until it is told to stop; ``faulty`` says that its settings are wrong;
-``mortal`` is killed twice and then ends; ``broken`` always ends by an error; ``deaf`` hears nothing. Each start is a line
-in ``starts``.
+``mortal`` is killed twice and then ends; ``broken`` always ends by an error; ``deaf`` hears nothing. Each start is a
+line in ``starts``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fedward_server.result import RunResult, StudyRef
 from fedward_server.run_status import RunState, RunStatus, read_wish, write_status
+from fedward_server.studies.lifecycle import EndState
 from fedward_server.superlink import stop_when_input_closes
 
 AGAIN = 75
@@ -28,13 +29,13 @@ def told(folder: Path, state: RunState, round_: int = 0) -> None:
     write_status(folder, RunStatus(state=state, round=round_, rounds=3, updated_at=now, pid=os.getpid()))
 
 
-def end(folder: Path, study: dict[str, str], status: str, reason: str | None = None) -> int:
+def end(folder: Path, study: dict[str, str], status: EndState, reason: str | None = None) -> int:
     """Leave a result as the application does."""
     result = RunResult(
         study=StudyRef(name=study["name"], digest="0" * 64),
         engine="double",
         seed=0,
-        status=status,  # type: ignore[arg-type]
+        status=status,
         reason=reason,
         started_at=dt.datetime.now(dt.UTC).isoformat(),
         seconds=0.0,
@@ -77,7 +78,9 @@ def main() -> int:
     name = study["name"].partition("-")[0]
     told(folder, "starting")
     if name == "faulty":
-        sys.stderr.write('{"event": "a line of the log"}\nthe hold-out has no column age\n  remedy: give another file\n')
+        sys.stderr.write(
+            '{"event": "a line of the log"}\nthe hold-out has no column age\n  remedy: give another file\n'
+        )
         return 2
     if name == "broken":
         return 1

@@ -28,7 +28,7 @@ from typing import Any, Final
 
 import structlog
 
-from fedward_common.errors import FedwardError, InstallationError
+from fedward_common.errors import FedwardError, InstallationError, TransportError
 from fedward_common.files import replace_file
 from fedward_common.logs import log_json_lines
 from fedward_common.notify import Watchdog
@@ -36,7 +36,7 @@ from fedward_server.centre import load_centre
 from fedward_server.studies.book import StudyBook, StudyEntry
 from fedward_server.studies.centre_log import note
 from fedward_server.studies.children import Child
-from fedward_server.studies.restarts import Failures, judge
+from fedward_server.studies.restarts import AGAIN, Failures, judge
 from fedward_server.studies.runs import Process, Runs
 
 __all__ = ["Supervisor", "main", "read_state", "supervised"]
@@ -138,7 +138,7 @@ class Supervisor:
             service.child, service.ready = None, False
             verdict = judge(code, time.monotonic() - service.began, service.failures)
             service.last_error = verdict.reason
-            note(self._home, "process restarted", detail=f"{service.name}: {verdict.reason}")
+            note(self._home, "process restarted", person="", detail=f"{service.name}: {verdict.reason}")
             if code == _MISCONFIGURED:
                 return False
             wait = verdict.wait_s if verdict.wait_s is not None else _PROMISE_S
@@ -161,7 +161,7 @@ class Supervisor:
         return Child(command, lambda _: None, log=folder / "process.log", keep=self._keep)
 
     def _noted(self, event: str, entry: StudyEntry, detail: str) -> None:
-        note(self._home, event, run=entry.id, study=entry.digest, detail=detail, code=entry.state)
+        note(self._home, event, person="", run=entry.id, study=entry.digest, detail=detail, code=entry.state)
         _log.info(event.replace(" ", "_"), run=entry.id, study=entry.name, state=entry.state, detail=detail)
 
     def _publish(self) -> None:
@@ -205,7 +205,8 @@ def _locks(home: Path) -> Iterator[int]:
     """Hold both locks; yield the file descriptor that processes inherit.
 
     Raises:
-        InstallationError: another supervisor holds the first, or processes of a killed one do not end.
+        InstallationError: another supervisor holds the first.
+        TransportError: processes of a killed one do not end in half a minute.
     """
     with (home / "up.lock").open("ab") as mine, (home / "processes.lock").open("ab") as theirs:
         try:
@@ -223,7 +224,7 @@ def _locks(home: Path) -> Iterator[int]:
             except BlockingIOError:
                 if time.monotonic() > until:
                     msg = "processes of a supervisor that was killed do not end"
-                    raise InstallationError(msg, remedy=f"fuser {home / 'processes.lock'} shows them") from None
+                    raise TransportError(msg, remedy=f"fuser {home / 'processes.lock'} shows them") from None
                 time.sleep(_LOOK_S)
         yield theirs.fileno()
 
@@ -279,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
         return supervisor.run()
     except FedwardError as error:
         sys.stderr.write(error.diagnostics() + "\n")
-        return _MISCONFIGURED
+        return AGAIN if isinstance(error, TransportError) else _MISCONFIGURED
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from fedward_common.audit_chain import Entry
 from fedward_common.study_file import MAX_BYTES, StudyFile
 from fedward_server.run_status import RunStatus, read_status, write_status
 from fedward_server.studies.access import Access, Role
-from fedward_server.studies.api import FILES, HOLD_OUTS, PREFIX, build_api
+from fedward_server.studies.api import FILES, HOLD_OUTS, build_api
 from fedward_server.studies.book import StudyBook
 from fedward_server.studies.centre_log import centre_log
+from fedward_server.studies.remote import PREFIX
 from tests.builders import small_study
 from tests.studies_centre import InProcess, StudiesCentre
 
