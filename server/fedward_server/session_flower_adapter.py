@@ -104,7 +104,11 @@ def task_session(
     outcome, details = SubStatus.FAILED, "interrupted"
     with contextlib.ExitStack() as stack:
         _only_one(stack)
-        grid = CoordinatorGrid(address, _acquire(address, secret, run_id), patience_s=patience_s)
+        acquired = _acquire(address, secret)
+        if acquired is None or acquired[0] != run_id:
+            msg = f"the ServerApp task of run {run_id} is not there to be acquired"
+            raise CoordinatorError(msg, remedy="start each run once, and its session right after it")
+        grid = CoordinatorGrid(address, acquired[1], patience_s=patience_s)
         stack.callback(grid.close)
         stack.enter_context(_heartbeats(grid))
         context = _begin(grid, _pull_input(grid))
@@ -123,7 +127,10 @@ def task_session(
 def lasting_session(
     address: str, secret: bytes, ticket: Path, start_run: Callable[[], int], *, patience_s: float = PATIENCE_S
 ) -> Iterator[LastingSession]:
-    """Make this process the ServerApp of the run that `ticket` names, or of a new one if there is none to go on with.
+    """Make this process the ServerApp of the run that `ticket` names, or of another if there is none to go on with.
+
+    The other is one that was started and that nobody has become the ServerApp of, or a new one: every run ships the
+    same bundle.
 
     However the session is left, the run goes on at the SuperLink and the next process rejoins it, with the replies
     that this one was handed and had not confirmed; only after `LastingSession.end` is it over and the ticket gone.
@@ -141,7 +148,7 @@ def lasting_session(
     """
     with contextlib.ExitStack() as stack:
         _only_one(stack)
-        session = _rejoined(address, ticket, patience_s) or _joined(address, secret, ticket, start_run(), patience_s)
+        session = _rejoined(address, ticket, patience_s) or _joined(address, secret, ticket, start_run, patience_s)
         stack.callback(session.grid.close)
         stack.enter_context(_heartbeats(session.grid))
         yield session
@@ -172,8 +179,15 @@ def _rejoined(address: str, path: Path, patience_s: float) -> LastingSession | N
     return LastingSession(grid, _begin(grid, given), rejoined=True)
 
 
-def _joined(address: str, secret: bytes, path: Path, run_id: int, patience_s: float) -> LastingSession:
-    token = _acquire(address, secret, run_id)
+def _joined(address: str, secret: bytes, path: Path, start_run: Callable[[], int], patience_s: float) -> LastingSession:
+    acquired = _acquire(address, secret)
+    if acquired is None:
+        start_run()
+        acquired = _acquire(address, secret)
+    if acquired is None:
+        msg = "the task of a run that was started is not there to be acquired"
+        raise CoordinatorError(msg, remedy="start again; does another program use this SuperLink?")
+    run_id, token = acquired
     _write(path, run_id, token, Input())
     grid = CoordinatorGrid(address, token, patience_s=patience_s)
     with contextlib.ExitStack() as stack:
@@ -197,7 +211,8 @@ def _only_one(stack: contextlib.ExitStack) -> None:
     stack.callback(_ONE_SESSION.release)
 
 
-def _acquire(address: str, secret: bytes, run_id: int) -> str:
+def _acquire(address: str, secret: bytes) -> tuple[int, str] | None:
+    """Become the ServerApp of the oldest run that waits for one; return its number and the token, if there is any."""
     signer = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={_ACQUIRE})
     with (
         translated("the ServerApp task cannot be acquired"),
@@ -210,10 +225,7 @@ def _acquire(address: str, secret: bytes, run_id: int) -> str:
         ) as client,
     ):
         response = client.AcquireTask(runtime_pb2.AcquireTaskRequest(supported_task_types=["flwr-serverapp"]))
-    if not response.HasField("task") or response.task.run_id != run_id:
-        msg = f"the ServerApp task of run {run_id} is not there to be acquired"
-        raise CoordinatorError(msg, remedy="start each run once, and its session right after it")
-    return str(response.token)
+    return (int(response.task.run_id), str(response.token)) if response.HasField("task") else None
 
 
 def _pull_input(grid: CoordinatorGrid) -> Input:

@@ -223,12 +223,22 @@ def test_a_ticket_of_a_run_that_is_over_begins_a_new_run(superlink: SuperLinkPro
 
 def test_killed_before_the_task_is_begun_it_is_begun_by_the_next(superlink: SuperLinkProcess, ticket: Path) -> None:
     client = superlink.client
-    run = client.start_run(code_free_bundle())
-    token = session_flower_adapter._acquire(client.address, client.secret, run)
+    client.start_run(code_free_bundle())
+    acquired = session_flower_adapter._acquire(client.address, client.secret)
+    assert acquired is not None
+    run, token = acquired
     session_flower_adapter._write(ticket, run, token, session_flower_adapter.Input())
     with coordinator(superlink, ticket) as session:
         assert session.rejoined
         assert session.grid.lineage == str(run)
+
+
+def test_a_run_that_nobody_became_the_server_app_of_is_taken(superlink: SuperLinkProcess, ticket: Path) -> None:
+    run = superlink.client.start_run(code_free_bundle())
+    with coordinator(superlink, ticket) as session:
+        assert not session.rejoined
+        assert session.grid.lineage == str(run)
+        session.end()
 
 
 def test_one_process_is_one_server_app(superlink: SuperLinkProcess, ticket: Path) -> None:
