@@ -1,6 +1,6 @@
 """A whole installation on loopback: a centre with its roster, its hospitals' daemons, and the process of one run.
 
-Everything is what `fedward server init`, `fedward client enroll` and the two daemons make; only the addresses are small.
+Everything is what `fedward server init`, `fedward client enroll` and the daemons make, on free ports.
 """
 
 from __future__ import annotations
