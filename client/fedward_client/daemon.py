@@ -32,6 +32,7 @@ from fedward_client.flower_adapter import (
     FleetConnection,
     Incoming,
     NotAdmittedError,
+    OtherReleaseError,
     PackedReply,
     RejectedError,
     RunOverError,
@@ -150,6 +151,7 @@ class Daemon:
         self._pinned_runs: dict[int, None] = {}
         self._rejected: dict[Key, int] = {}
         self._waiting = False
+        self._turned_away = ""
 
     def request_stop(self, *_: object) -> None:
         """End `serve` soon. A signal handler: it interrupts the wait for a message, and nothing else.
@@ -205,8 +207,19 @@ class Daemon:
                 _log.warning("not_connected", cause=error.message, remedy=error.remedy, retry_s=wait)
                 self._watchdog.notifier.status(f"not connected: {error.message}")
                 self._vitals.disconnected(error)
+                if isinstance(error, OtherReleaseError):
+                    self._note_other_release(error)
                 self._remind()
                 self._stop.wait(wait)
+
+    def _note_other_release(self, error: OtherReleaseError) -> None:
+        """Put into the site's log, once for each release of the centre, that nothing can be done with it."""
+        if error.message == self._turned_away:
+            return
+        self._turned_away = error.message
+        _log.error("other_release", cause=error.message, remedy=error.remedy)
+        code = RefusalCode.PROTOCOL_MISMATCH
+        self._site.refuse(Refusal(code, error.message, remedy=error.remedy, fields=error.facts()))
 
     def _allow(self, seconds: float) -> None:
         """Promise to be here again within `seconds`."""

@@ -34,9 +34,9 @@ from fedward_common.logs import log_json_lines
 from fedward_common.signing import load_private_key
 from fedward_server.admission import KEY_DAYS, RateLimit
 from fedward_server.enrolment import ENROLMENT_PATHS, CentreFacts, Enrolment
+from fedward_server.handshake import Handshake
 from fedward_server.roster import Roster
 from fedward_server.route_filter import AsgiApp, Doorbell, RouteFilter, SignedReplies, Switch, Waiting
-from fedward_server.version_header import VersionHeader
 from fedward_server.warden import Certificates, Warden
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ async def _serve(app: FastAPI, config: SuperLinkConfig, sockets: list[socket.soc
     public = Waiting(fleet + "pull-messages", to_sites, fleet + "push-messages", to_centre)
     private = Waiting(runtime + "pull-messages", to_centre, runtime + "push-messages", to_sites)
     outside, warden = _public_app(app, config, public)
-    servers = [_server(VersionHeader(outside), config), _server(RouteFilter(app, PRIVATE_ROUTES, private), None)]
+    servers = [_server(outside, config), _server(RouteFilter(app, PRIVATE_ROUTES, private), None)]
     stopping = asyncio.Event()
 
     def stop() -> None:
@@ -286,7 +286,8 @@ def _public_app(app: FastAPI, config: SuperLinkConfig, waiting: Waiting) -> tupl
     limits = {waiting.push: ANNOUNCEMENT_BYTES}
     if roster is None or config.ca is None:
         fleet_flower_adapter.guard(app, None)
-        return RouteFilter(app, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming), None
+        fleet = RouteFilter(app, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming)
+        return Handshake(fleet), None
     register = fleet_flower_adapter.guard(app, lambda key: roster.admitted(key, _now()))
     facts = CentreFacts(config.ca.read_bytes(), code_free_bundle().sha256, config.study_keys, config.key_days)
     limit = RateLimit(config.enrolments_per_minute, 10 * config.enrolments_per_minute)
@@ -295,7 +296,8 @@ def _public_app(app: FastAPI, config: SuperLinkConfig, waiting: Waiting) -> tupl
     signed = SignedReplies(app, waiting.push)
     fleet = RouteFilter(signed, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming)
     certificates = Certificates(config.ca, config.ca_key, config.certificate, config.certificate_key)
-    return Switch(fleet, dict.fromkeys(ENROLMENT_PATHS, enrolment)), Warden(roster, register, certificates)
+    greeted = Handshake(fleet, lambda key, release: roster.heard(key, release, _now()))
+    return Switch(greeted, dict.fromkeys(ENROLMENT_PATHS, enrolment)), Warden(roster, register, certificates)
 
 
 async def _guarded(warden: Warden, server: uvicorn.Server, stopping: asyncio.Event, bell: Doorbell) -> None:
