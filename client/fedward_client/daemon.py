@@ -51,6 +51,7 @@ from fedward_common.certificates import issued_by
 from fedward_common.enrolment import Reminder
 from fedward_common.errors import FedwardError, Refusal, RefusalCode, TransportError
 from fedward_common.files import replace_file
+from fedward_common.protocol import OURS, Release
 from fedward_common.wire import read_refusal
 
 __all__ = [
@@ -128,6 +129,7 @@ class Daemon:
         stop: set by whoever wants the daemon to end.
         watchdog: hears how long each step may take.
         vitals: hears what becomes of connection and tasks.
+        ours: the protocols that this site speaks.
     """
 
     def __init__(
@@ -138,6 +140,8 @@ class Daemon:
         stop: threading.Event,
         watchdog: Watchdog | None = None,
         vitals: Vitals | None = None,
+        *,
+        ours: Release = OURS,
     ) -> None:
         self._home = home
         self._settings = settings
@@ -151,7 +155,7 @@ class Daemon:
         self._pinned_runs: dict[int, None] = {}
         self._rejected: dict[Key, int] = {}
         self._waiting = False
-        self._turned_away = ""
+        self._ours, self._turned_away = ours, ""
 
     def request_stop(self, *_: object) -> None:
         """End `serve` soon. A signal handler: it interrupts the wait for a message, and nothing else.
@@ -197,6 +201,7 @@ class Daemon:
                     heartbeat_s=self._settings.heartbeat_s,
                     wait_s=self._settings.wait_s,
                     watching=self._vitals.answer_seen,
+                    ours=self._ours,
                 ) as fleet:
                     self._greet(fleet, way)
                     failures = 0

@@ -48,12 +48,22 @@ class Handshake:
     Args:
         app: the application behind.
         heard: told of each site's release when it is first heard, and whenever it changes.
+        visiting: told, in the request's own context, that a request is passed on only so that its sender proves who
+            it is.
         ours: what this side speaks.
     """
 
-    def __init__(self, app: AsgiApp, heard: Heard | None = None, *, ours: Release = OURS) -> None:
+    def __init__(
+        self,
+        app: AsgiApp,
+        heard: Heard | None = None,
+        *,
+        visiting: Callable[[bool], object] = bool,
+        ours: Release = OURS,
+    ) -> None:
         self._app = app
         self._heard = heard
+        self._visiting = visiting
         self._ours = ours
         self._headers = [(name.encode(), value.encode()) for name, value in ours.headers().items()]
         self._told: dict[bytes, Release] = {}
@@ -68,6 +78,7 @@ class Handshake:
         if not fits and scope["path"] not in _GREETINGS:
             await answer_empty(scope, send, HTTPStatus.UPGRADE_REQUIRED)
             return
+        self._visiting(not fits)
         refused = False
 
         async def tell(message: MutableMapping[str, Any]) -> None:

@@ -283,11 +283,12 @@ def _public_app(app: FastAPI, config: SuperLinkConfig, waiting: Waiting) -> tupl
     from fedward_server.superlink_client import code_free_bundle  # noqa: PLC0415
 
     roster, resuming = open_roster(config), fleet_flower_adapter.RESUMING.set
+    visiting = fleet_flower_adapter.VISITING.set
     limits = {waiting.push: ANNOUNCEMENT_BYTES}
     if roster is None or config.ca is None:
         fleet_flower_adapter.guard(app, None)
         fleet = RouteFilter(app, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming)
-        return Handshake(fleet), None
+        return Handshake(fleet, visiting=visiting), None
     register = fleet_flower_adapter.guard(app, lambda key: roster.admitted(key, _now()))
     facts = CentreFacts(config.ca.read_bytes(), code_free_bundle().sha256, config.study_keys, config.key_days)
     limit = RateLimit(config.enrolments_per_minute, 10 * config.enrolments_per_minute)
@@ -296,7 +297,7 @@ def _public_app(app: FastAPI, config: SuperLinkConfig, waiting: Waiting) -> tupl
     signed = SignedReplies(app, waiting.push)
     fleet = RouteFilter(signed, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming)
     certificates = Certificates(config.ca, config.ca_key, config.certificate, config.certificate_key)
-    greeted = Handshake(fleet, lambda key, release: roster.heard(key, release, _now()))
+    greeted = Handshake(fleet, lambda key, release: roster.heard(key, release, _now()), visiting=visiting)
     return Switch(greeted, dict.fromkeys(ENROLMENT_PATHS, enrolment)), Warden(roster, register, certificates)
 
 

@@ -79,7 +79,9 @@ def test_a_version_that_is_none_is_dropped(version: str) -> None:
     assert Release.of({"fedward-version": version, "fedward-protocol": "2-3"}) == Release("", 2, 3)
 
 
-@pytest.mark.parametrize("span", ["", "2", "3-2", "0-1", "-1-2", "2-3-4", "2 - 3", "99999-99999", "\uff12-\uff13", "2-3\n"])
+@pytest.mark.parametrize(
+    "span", ["", "2", "3-2", "0-1", "-1-2", "2-3-4", "2 - 3", "99999-99999", "\uff12-\uff13", "2-3\n"]
+)
 def test_protocols_that_are_no_range_are_refused(span: str) -> None:
     with pytest.raises(ValueError, match="OLDEST-NEWEST"):
         Release.of({"fedward-protocol": span})
