@@ -49,7 +49,7 @@ from fedward_client.vitals import Vitals, shown
 from fedward_client.worker import Worker
 from fedward_common.certificates import issued_by
 from fedward_common.enrolment import Reminder
-from fedward_common.errors import FedwardError, Refusal, RefusalCode, TransportError
+from fedward_common.errors import FedwardError, InstallationError, Refusal, RefusalCode, TransportError
 from fedward_common.files import replace_file
 from fedward_common.protocol import OURS, Release
 from fedward_common.wire import read_refusal
@@ -189,6 +189,7 @@ class Daemon:
         failures = 0
         while not self._stop.is_set():
             self._allow(_STEP_S)
+            way = self._way(way)
             try:
                 with open_fleet(
                     self._settings.superlink,
@@ -216,6 +217,14 @@ class Daemon:
                     self._note_other_release(error)
                 self._remind()
                 self._stop.wait(wait)
+
+    def _way(self, former: Outbound) -> Outbound:
+        """Return the way out as its files are now: a CA file that was replaced counts from the next connection on."""
+        try:
+            return open_way(self._settings, os.environ)
+        except InstallationError as error:
+            _log.error("way_unusable", cause=error.message, remedy=error.remedy)
+            return former
 
     def _note_other_release(self, error: OtherReleaseError) -> None:
         """Put into the site's log, once for each release of the centre, that nothing can be done with it."""

@@ -14,7 +14,7 @@ import httpx
 
 from fedward_client.connection import Outbound
 from fedward_client.diagnosis import diagnose, skew_s
-from fedward_common.certificates import fingerprint
+from fedward_common.certificates import fingerprint, sole_certificate
 from fedward_common.enrolment import AUTHORITY_PATH, MAX_BODY_BYTES, refused
 from fedward_common.errors import EnrolmentCode, EnrolmentError, TransportError
 from fedward_common.protocol import OURS, Release, compatible
@@ -58,12 +58,11 @@ def fetch_authority(address: str, expected: str, proxy: httpx.Proxy | None) -> b
     unverified.verify_mode = ssl.CERT_NONE
     pem = post(address, AUTHORITY_PATH, b"", Outbound(unverified, proxy)).body
     try:
-        found = fingerprint(pem)
+        if fingerprint(pem) == expected:
+            return sole_certificate(pem)  # whoever answers may have added one of his own
     except ValueError:
-        found = ""
-    if found != expected:
-        raise refused(EnrolmentCode.FINGERPRINT_MISMATCH)
-    return pem
+        pass
+    raise refused(EnrolmentCode.FINGERPRINT_MISMATCH)
 
 
 def reach(address: str, way: Outbound) -> Answer:

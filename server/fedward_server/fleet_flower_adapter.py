@@ -31,7 +31,8 @@ __all__ = ["INTERNAL_NAMES", "RESUMING", "VISITING", "Admits", "Nodes", "guard"]
 INTERNAL_NAMES: Final[dict[str, str]] = {
     "flwr.common.constant": "HEARTBEAT_DEFAULT_INTERVAL NOOP_ACCOUNT_NAME NOOP_FLWR_AID",
     "flwr.server.superlink.linkstate": "LinkState.activate_node LinkState.create_node LinkState.deactivate_node"
-    " LinkState.delete_node LinkState.get_message_ins LinkState.get_node_id_by_public_key LinkState.get_node_info SqlLinkState.session",
+    " LinkState.delete_node LinkState.get_message_ins LinkState.get_node_id_by_public_key LinkState.get_node_info"
+    " SqlLinkState.session",
     "flwr.supercore.state.schema.linkstate_models": "MessageIns.delivered_at MessageIns.dst_node_id"
     " MessageIns.message_id MessageRes.reply_to_message_id",
     "flwr.supercore.utils": "uint64_to_int64",

@@ -304,6 +304,8 @@ def _public_app(app: FastAPI, config: SuperLinkConfig, waiting: Waiting) -> tupl
 async def _guarded(warden: Warden, server: uvicorn.Server, stopping: asyncio.Event, bell: Doorbell) -> None:
     """Let the warden look around every two seconds, and at the calendar every hour, until the launcher stops.
 
+    A certificate that somebody has put on the disk is in use within those two seconds.
+
     Whoever has departed and waits for a message hears of it at once: `bell` lets the requests go that are held.
     """
     await anyio.to_thread.run_sync(warden.settle, _now())
@@ -312,9 +314,10 @@ async def _guarded(warden: Warden, server: uvicorn.Server, stopping: asyncio.Eve
         if await anyio.to_thread.run_sync(warden.look, _now()):
             bell.ring()
         if rounds % _ROUNDS_AN_HOUR == 0:
-            context = server.config.ssl
-            await anyio.to_thread.run_sync(warden.care, _now(), [context] if context else [])
+            await anyio.to_thread.run_sync(warden.care, _now())
             await anyio.to_thread.run_sync(warden.remind, _now())
+        context = server.config.ssl
+        await anyio.to_thread.run_sync(warden.refresh, [context] if context else [])
         rounds += 1
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), _LOOK_S)
