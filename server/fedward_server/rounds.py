@@ -256,7 +256,7 @@ class RoundLoop:
         self._post.send(sites, tally.task, tally.number, tally.ends - self.clock(), ends=tally.ends_at)
 
     def _call_absent(self, *, anew: bool = False) -> None:
-        """Ask every site that is away whether it takes part again: at a round's start, and a minute after the last time.
+        """Ask every site that is away whether it is back: at a round's start, and a minute after the last time.
 
         Not while such a question is out.
         """
