@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -58,6 +58,8 @@ class Deployed:
         app: the installed ClientApp that daemons run.
         bundle: what the run ships; the daemons pin the code-free one in any case.
         heartbeat_s: between signs of life; a site without one for twice as long is away, and its round fails at once.
+        workers: other workers than `worker`, by site.
+        detour: where a site connects to instead, given its name and the SuperLink's host:port.
 
     Inside the ``with`` this process is the ServerApp. On leaving, also by Ctrl-C or an exception, the run is reported
     and all processes end: SIGTERM, and after 5 s SIGKILL.
@@ -74,12 +76,16 @@ class Deployed:
         worker: str = DEFAULT_WORKER,
         bundle: Bundle | None = None,
         heartbeat_s: float = _HEARTBEAT_S,
+        workers: Mapping[str, str] | None = None,
+        detour: Callable[[str, str], str] = lambda _, address: address,
     ) -> None:
         self._homes = {name: Path(home).resolve() for name, home in homes.items()}
         self._logs = logs
         self._worker = worker
         self._bundle = bundle or code_free_bundle()
         self._heartbeat_s = heartbeat_s
+        self._workers = dict(workers or {})
+        self._detour = detour
         self._stack = contextlib.ExitStack()
         self.processes: dict[str, LoggedProcess] = {}
 
@@ -96,10 +102,13 @@ class Deployed:
 
     def _open(self, stack: contextlib.ExitStack) -> Connected:
         superlink = stack.enter_context(SuperLinkProcess(self._logs))
-        keys = {name: write_home(home, superlink, self._heartbeat_s) for name, home in self._homes.items()}
-        for name, home in self._homes.items():
-            command = ["fedward_client.daemon", "--home", str(home), "--worker", self._worker]
-            self.processes[name] = stack.enter_context(LoggedProcess(name, command, self._logs))
+        self.superlink = superlink
+        keys = {
+            name: write_home(home, superlink, self._heartbeat_s, self._detour(name, superlink.public_address))
+            for name, home in self._homes.items()
+        }
+        for name in self._homes:
+            self.processes[name] = stack.enter_context(self.daemon(name))
         stack.callback(self._ask_all_to_stop)
         superlink.await_ready()
         client = superlink.client
@@ -107,6 +116,12 @@ class Deployed:
         grid, context = stack.enter_context(client.session(client.start_run(self._bundle)))
         self._await_sites(grid, roster)
         return grid, context, roster
+
+    def daemon(self, name: str) -> LoggedProcess:
+        """Return the daemon of a site, not yet started."""
+        worker = self._workers.get(name, self._worker)
+        command = ["fedward_client.daemon", "--home", str(self._homes[name]), "--worker", worker]
+        return LoggedProcess(name, command, self._logs)
 
     def _ask_all_to_stop(self) -> None:
         """Let all daemons stop at the same time; waiting for each comes later."""
@@ -268,15 +283,22 @@ def _write_superlink(folder: Path, certificate: ServerCertificate) -> bytes:
     return secret
 
 
-def write_home(home: Path, superlink: SuperLinkProcess, heartbeat_s: float = _HEARTBEAT_S) -> bytes:
-    """Write a site's connection into its home folder and return the public key that it is known by."""
+def write_home(home: Path, superlink: SuperLinkProcess, heartbeat_s: float = _HEARTBEAT_S, address: str = "") -> bytes:
+    """Write a site's connection into its home folder and return the public key that it is known by.
+
+    Args:
+        home: the folder.
+        superlink: whom it trusts.
+        heartbeat_s: between signs of life.
+        address: where it connects to, if not to the SuperLink's own address.
+    """
     home.mkdir(parents=True, exist_ok=True)
     for name in ("node.key", "node_id"):
         (home / name).unlink(missing_ok=True)
     key = create_node_key(home / "node.key")
     (home / "ca.pem").write_bytes(superlink.ca_pem)
     connection = {
-        "superlink": superlink.public_address,
+        "superlink": address or superlink.public_address,
         "ca": "ca.pem",
         "node_key": "node.key",
         "bundle_sha256": code_free_bundle().sha256,
