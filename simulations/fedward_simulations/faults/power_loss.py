@@ -4,8 +4,8 @@
 
 In round 2 the site is struck while its child trains; its power comes back while round 3 is open. Round 2 must close
 with the quorum at its deadline, 5 s after at most; the site is asked to enrol again and takes part to the end. Under
-differential privacy it has paid for round 2 and is not charged for it again. Twice: with signs of life so rare that only
-the deadline tells, and with frequent ones, where the round closes before.
+differential privacy it has paid for round 2 and is not charged for it again. Twice: with signs of life so rare that
+only the deadline tells, and with frequent ones: there the round closes before.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def wrong_with(site: str, fault: Fault, result: RunResult) -> list[str]:
 def campaign(
     folder: Path, seed: int, *, deadlines: tuple[float, ...] = (20.0, 20.0), rounds: int = 10
 ) -> dict[str, Any]:
-    """Return the figures: one part for each deadline in seconds, the second with signs of life every 2 s."""
+    """Return the figures: one part for each deadline in seconds, the second with signs of life every 10 s."""
     draw = random.Random(seed)  # noqa: S311  (a plan, no secret)
     figures: dict[str, Any] = {"seed": seed, "flaws": []}
-    for heartbeat, deadline in zip((60.0, 2.0), deadlines, strict=False):
+    for heartbeat, deadline in zip((60.0, 10.0), deadlines, strict=False):
         site, pause = draw.choice(SITES), draw.uniform(0, 1.2)
         make = partial(PowerLoss, deadline_s=deadline, heartbeat_s=heartbeat, rounds=rounds, site=site, pause_s=pause)
         part = run_campaign(folder / f"heartbeat-{heartbeat:g}", make, lossless=False, judge=partial(wrong_with, site))

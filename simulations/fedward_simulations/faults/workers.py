@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from fedward_client.worker import Facts, InProcessWorker, Job, Session, Trained
 
-__all__ = ["HungryWorker", "PausingWorker", "SlowWorker"]
+__all__ = ["HungryWorker", "LateWorker", "PausingWorker", "SlowWorker"]
 
 FACTOR: Final = 20
 PAUSE_S: Final = 2.0
+LATE_S: Final = 8.0
 HUNGRY_ROUND: Final = 2
 _PIECE: Final = 1 << 24
 
@@ -53,6 +54,11 @@ class _Pausing(_Handicapped):
         time.sleep(max(0.0, PAUSE_S - seconds))
 
 
+class _Late(_Handicapped):
+    def handicap(self, _: int, seconds: float) -> None:
+        time.sleep(max(0.0, LATE_S - seconds))
+
+
 class _Hungry(_Handicapped):
     def handicap(self, round_: int, _: float) -> None:
         held: list[npt.NDArray[np.uint8]] = []
@@ -78,6 +84,16 @@ class PausingWorker(InProcessWorker):
         """See `Worker.open`."""
         with super().open(job) as session:
             yield _Pausing(session)
+
+
+class LateWorker(InProcessWorker):
+    """Takes `LATE_S` seconds to train: twenty times what a round of the others takes."""
+
+    @contextmanager
+    def open(self, job: Job) -> Iterator[Session]:
+        """See `Worker.open`."""
+        with super().open(job) as session:
+            yield _Late(session)
 
 
 class HungryWorker(InProcessWorker):
