@@ -60,6 +60,7 @@ class Deployed:
         heartbeat_s: between signs of life; a site without one for twice as long is away, and its round fails at once.
         workers: other workers than `worker`, by site.
         detour: where a site connects to instead, given its name and the SuperLink's host:port.
+        environment: what a site's daemon, or ``superlink``, finds in its environment besides ours, by its name.
 
     Inside the ``with`` this process is the ServerApp. On leaving, also by Ctrl-C or an exception, the run is reported
     and all processes end: SIGTERM, and after 5 s SIGKILL.
@@ -78,6 +79,7 @@ class Deployed:
         heartbeat_s: float = _HEARTBEAT_S,
         workers: Mapping[str, str] | None = None,
         detour: Callable[[str, str], str] = lambda _, address: address,
+        environment: Callable[[str], Mapping[str, str]] = lambda _: {},
     ) -> None:
         self._homes = {name: Path(home).resolve() for name, home in homes.items()}
         self._logs = logs
@@ -85,7 +87,7 @@ class Deployed:
         self._bundle = bundle or code_free_bundle()
         self._heartbeat_s = heartbeat_s
         self._workers = dict(workers or {})
-        self._detour = detour
+        self._detour, self._environment = detour, environment
         self._stack = contextlib.ExitStack()
         self.processes: dict[str, LoggedProcess] = {}
 
@@ -101,7 +103,7 @@ class Deployed:
         self._stack.__exit__(kind, error, trace)
 
     def _open(self, stack: contextlib.ExitStack) -> Connected:
-        superlink = stack.enter_context(SuperLinkProcess(self._logs))
+        superlink = stack.enter_context(SuperLinkProcess(self._logs, self._environment("superlink")))
         self.superlink = superlink
         keys = {
             name: write_home(home, superlink, self._heartbeat_s, self._detour(name, superlink.public_address))
@@ -121,7 +123,7 @@ class Deployed:
         """Return the daemon of a site, not yet started."""
         worker = self._workers.get(name, self._worker)
         command = ["fedward_client.daemon", "--home", str(self._homes[name]), "--worker", worker]
-        return LoggedProcess(name, command, self._logs)
+        return LoggedProcess(name, command, self._logs, self._environment(name))
 
     def _ask_all_to_stop(self) -> None:
         """Let all daemons stop at the same time; waiting for each comes later."""
@@ -144,8 +146,8 @@ class LoggedProcess:
     Its standard input is a pipe that closes when this process ends, however it ends; it stops then.
     """
 
-    def __init__(self, name: str, command: list[str], logs: Path) -> None:
-        self._name = name
+    def __init__(self, name: str, command: list[str], logs: Path, environment: Mapping[str, str] | None = None) -> None:
+        self._name, self._more = name, dict(environment or {})
         # -P: no module is taken from the working directory.
         self._command = [sys.executable, "-P", "-m", *command, "--stop-on-eof"]
         self._log = logs / f"{name}.log"
@@ -155,7 +157,7 @@ class LoggedProcess:
 
     def __enter__(self) -> Self:
         log = self._stack.enter_context(self._log.open("ab"))
-        environment = {**os.environ, "NO_PROXY": "127.0.0.1,localhost", "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "NO_PROXY": "127.0.0.1,localhost", "PYTHONUNBUFFERED": "1", **self._more}
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -233,8 +235,8 @@ class SuperLinkProcess:
     Entered, its ports are known and connections queue up; `await_ready` returns when they are answered.
     """
 
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
+    def __init__(self, logs: Path, environment: Mapping[str, str] | None = None) -> None:
+        self._logs, self._environment = logs, environment
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -245,7 +247,7 @@ class SuperLinkProcess:
             authority = create_authority(now, days=1)
             secret = _write_superlink(folder, issue_server_certificate(authority, now, days=1))
             command = ["fedward_server.superlink", "--config", str(folder / "superlink.json")]
-            self.process = stack.enter_context(LoggedProcess("superlink", command, self._logs))
+            self.process = stack.enter_context(LoggedProcess("superlink", command, self._logs, self._environment))
             ports = self.process.await_event("bound")
             self.ca_pem = authority.certificate_pem()
             self.public_address = f"127.0.0.1:{ports['public_port']}"

@@ -71,7 +71,7 @@ def wrong_with(site: str, fault: Fault, result: RunResult) -> list[str]:
 
 
 def campaign(
-    folder: Path, seed: int, *, deadlines: tuple[float, ...] = (20.0, 20.0), rounds: int = 10
+    folder: Path, seed: int, *, deadlines: tuple[float, ...] = (20.0, 60.0), rounds: int = 10
 ) -> dict[str, Any]:
     """Return the figures: one part for each deadline in seconds, the second with signs of life every 10 s."""
     draw = random.Random(seed)  # noqa: S311  (a plan, no secret)

@@ -185,6 +185,10 @@ class Fault:
         """Return where a site connects to."""
         return address
 
+    def environment(self, _: str) -> Mapping[str, str]:
+        """Return what a site's daemon, or ``superlink``, finds in its environment besides ours."""
+        return {}
+
     @contextmanager
     def around(self) -> Iterator[None]:
         """Be there while the processes are."""
@@ -227,8 +231,9 @@ def rehearse(folder: Path, fault: Fault, *, private: bool, study_seed: int = 1) 
     with ExitStack() as stack:
         stack.enter_context(fault.around())
         deployed = Deployed(
-            homes, folder / "logs", heartbeat_s=fault.heartbeat_s, workers=fault.workers(), detour=fault.detour
-        )
+            homes, folder / "logs", heartbeat_s=fault.heartbeat_s, workers=fault.workers(), detour=fault.detour,
+            environment=fault.environment,
+        )  # fmt: skip
         grid, _, roster = stack.enter_context(deployed)
         scene = Scene(deployed, homes, folder / "logs", run, stack)
         ear = Ear(grid, roster, study, lambda n: fault.opens(scene, n), lambda n: fault.opened(scene, n))
