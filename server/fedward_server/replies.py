@@ -16,6 +16,7 @@ __all__ = [
     "ask_again",
     "is_unavailable",
     "reason_of",
+    "refusal_code",
     "refused_for_good",
     "unreachable",
 ]
@@ -48,9 +49,14 @@ def is_unavailable(reply: Message) -> bool:
     return reply.has_error() and reply.error.code == _UNAVAILABLE
 
 
+def refusal_code(error: RejectedReply) -> str:
+    """Return the code that a refusal begins with."""
+    return _code(str(error))
+
+
 def refused_for_good(error: RejectedReply) -> bool:
     """Return whether a site that said this in a round is not asked in later ones either."""
-    return error.check == "refused" and _code(str(error)) not in _TRANSIENT
+    return error.check == "refused" and refusal_code(error) not in _TRANSIENT
 
 
 def ask_again(error: RejectedReply) -> bool:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message
 
-from fedward_common.errors import RejectedReply
+from fedward_common.errors import RefusalCode, RejectedReply
 from fedward_common.study import Study
 from fedward_common.wire import Enrolment, read_enrolment, refusing_site
-from fedward_server.replies import NO_REPLY, reason_of, refused_for_good
+from fedward_server.replies import NO_REPLY, reason_of, refusal_code, refused_for_good
 
 __all__ = ["NOT_CONNECTED", "RollCall", "Roster", "may_come", "read_answer"]
 
@@ -103,4 +103,6 @@ class RollCall:
 
 def may_come(error: RejectedReply) -> bool:
     """Return whether a site that said this to a roll call may say yes to a later one."""
-    return error.check == "refused" and not refused_for_good(error)
+    if error.check != "refused":
+        return False
+    return not refused_for_good(error) or refusal_code(error) == RefusalCode.AWAITING_APPROVAL
