@@ -19,6 +19,7 @@ __all__ = [
     "CentredClipping",
     "DpSgd",
     "Evaluation",
+    "FLTrust",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",
@@ -263,6 +264,20 @@ class CentredClipping(_SingleUpdates):
     )
 
 
+class FLTrust(_SingleUpdates):
+    """Updates weighed by how they agree with the centre's own update on a part of its rows (Cao et al. 2021)."""
+
+    rule: Literal["fltrust"] = "fltrust"
+    bucket_size: Literal[1] = quantity("each update is judged on its own", default=1)
+    root_share: float = quantity(
+        "part of the central patients that the centre trains on; results are measured on the others alone",
+        "of the central patients",
+        default=0.2,
+        gt=0,
+        le=0.9,
+    )
+
+
 class FlowerRule(_Aggregation):
     """Any strategy of Flower behind our gatekeeper; it sees single updates, so it forgoes secure aggregation."""
 
@@ -277,9 +292,12 @@ class FlowerRule(_Aggregation):
 
 RobustRule = Median | TrimmedMean | MultiKrum | CentredClipping
 Aggregation = Annotated[
-    FedAvg | FedProx | FedAdam | FedYogi | FedAdagrad | RobustRule | FlowerRule, Field(discriminator="rule")
+    FedAvg | FedProx | FedAdam | FedYogi | FedAdagrad | RobustRule | FLTrust | FlowerRule,
+    Field(discriminator="rule"),
 ]
-SINGLE_UPDATE_RULES: Final = frozenset({"median", "trimmed_mean", "multi_krum", "centred_clipping", "flower"})
+SINGLE_UPDATE_RULES: Final = frozenset({
+    "median", "trimmed_mean", "multi_krum", "centred_clipping", "fltrust", "flower",
+})  # fmt: skip
 """Rules that compare single updates: each hospital must consent, and secure aggregation is out of the question."""
 
 

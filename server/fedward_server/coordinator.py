@@ -31,6 +31,7 @@ from fedward_server.journal import Progress, Seat
 from fedward_server.privacy_statement import dump_statement, statement_of
 from fedward_server.result import Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef
 from fedward_server.resume import Logbook, Standing, beginning, finished, held, standing
+from fedward_server.root import RootTrainer, judged_part
 from fedward_server.rounds import ClosedRound, Roster, RoundLoop
 
 __all__ = ["Coordinator", "Listener", "TailMean", "dump", "write_result"]
@@ -79,6 +80,10 @@ class Coordinator:
         signatures: over the study, as its file has them; every site is sent them.
         resumable: keep a journal, so that another process goes on where this one is killed. False where the sites end
             with this process.
+        root: trains on the root rows of FLTrust (`root_rows`). Their patients are taken out of `hold_out` here.
+
+    Raises:
+        StudyError: the hold-out is too small for the study's `root_share`.
     """
 
     study: Study
@@ -91,10 +96,14 @@ class Coordinator:
     clock: Callable[[], float] = time.monotonic
     signatures: tuple[Signature, ...] = ()
     resumable: bool = True
+    root: RootTrainer | None = None
     _released: Weights | None = None
     _closed: list[RoundResult] = field(default_factory=list)
     _steps: dict[str, int] = field(default_factory=dict)
     _reported: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.hold_out, self.predictor = judged_part(self.study, self.hold_out, self.predictor)
 
     def server_app(self, roster: Roster | None, *, poll_seconds: float = 0.05) -> ServerApp:
         """Return this run as an ordinary Flower ServerApp; `result` is set when it returns."""
@@ -142,7 +151,7 @@ class Coordinator:
             self.study,
             grid,
             roster,
-            aggregator_for(self.study, start.aggregator_state, after=len(start.progress.closed)),
+            aggregator_for(self.study, start.aggregator_state, after=len(start.progress.closed), root=self.root),
             poll_seconds=poll_seconds,
             clock=self.clock,
             signatures=self.signatures,
