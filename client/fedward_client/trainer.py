@@ -23,7 +23,14 @@ Gradients = tuple[torch.Tensor, ...]
 
 
 def train_round(
-    study: Study, patients: Patients, weights: npt.NDArray[np.float32], *, site: str, round_: int, threads: int = 1
+    study: Study,
+    patients: Patients,
+    weights: npt.NDArray[np.float32],
+    *,
+    site: str,
+    round_: int,
+    threads: int = 1,
+    correction: npt.NDArray[np.float32] | None = None,
 ) -> tuple[npt.NDArray[np.float32], float]:
     """Return the change of the packed weights, shape (parameters,), and the mean loss of the steps' patients.
 
@@ -39,6 +46,7 @@ def train_round(
         site: the hospital's name, part of the seed.
         round_: 1-based, part of the seed.
         threads: of the arithmetic; with another number the last bits of the result may differ.
+        correction: c - c_i of SCAFFOLD, added to each step's gradient (under privacy to the noised one); None: nothing.
 
     Raises:
         StudyError: the study's noise is not calibrated.
@@ -51,10 +59,12 @@ def train_round(
     plan = PrivacyPlan.of(study)
     steps = plan.open(model, patient_losses, patients) if plan else _PlainSteps(study, model, patients, site, round_)
     optimizer = Optimizer(study, list(model.parameters()))
+    corrections = _shaped(correction, model)
     anchor = [p.detach().clone() for p in model.parameters()]
     for step in range(study.training.local_steps):
         penalties = [
-            study.proximal_mu * (p.detach() - start) for p, start in zip(model.parameters(), anchor, strict=True)
+            study.proximal_mu * (p.detach() - start) + more
+            for p, start, more in zip(model.parameters(), anchor, corrections, strict=True)
         ]
         gradients = [total + penalty for total, penalty in zip(steps.gradient(), penalties, strict=True)]
         before = snapshot(model) if plan and step == 0 else None
@@ -62,6 +72,15 @@ def train_round(
         if before:
             verify(before, model, gradients, learning_rate=optimizer.plain_rate)
     return weights_of(model) - weights, steps.mean_loss
+
+
+def _shaped(correction: npt.NDArray[np.float32] | None, model: nn.Module) -> Gradients:
+    """Return the packed correction as the model's parameters are shaped; zeros of nothing."""
+    parameters = list(model.parameters())
+    if correction is None:
+        return tuple(torch.zeros_like(p) for p in parameters)
+    pieces = torch.split_with_sizes(torch.from_numpy(correction.copy()), [p.numel() for p in parameters])
+    return tuple(piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True))
 
 
 class _PlainSteps:

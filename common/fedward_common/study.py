@@ -34,6 +34,7 @@ __all__ = [
     "NoPrivacy",
     "Privacy",
     "RobustRule",
+    "Scaffold",
     "Study",
     "Training",
     "TrimmedMean",
@@ -86,6 +87,11 @@ class Training(Contract):
         ge=1,
         le=64,
     )
+
+    @property
+    def plain_sgd(self) -> bool:
+        """Whether a step is the learning rate times the gradient and nothing else."""
+        return self.optimizer == "sgd" and not self.momentum and not self.weight_decay
 
 
 class NoPrivacy(Contract):
@@ -184,6 +190,14 @@ class FedAdagrad(_Aggregation):
     server_learning_rate: float = quantity("step size at the server", default=0.01, gt=0, le=100)
     beta_1: float = quantity("decay of the first moment; 0: none is kept", default=0.0, ge=0, lt=1)
     tau: float = quantity("adaptivity, added to the root of the sum of squares", default=1e-3, gt=0, le=1)
+
+
+class Scaffold(_Aggregation):
+    """FedAvg whose local steps are corrected by control variates (Karimireddy et al. 2020, option II)."""
+
+    rule: Literal["scaffold"] = "scaffold"
+    weighting: Literal["uniform"] = quantity("each site counts as one, as in the paper", default="uniform")
+    server_learning_rate: float = quantity("factor on the mean update", default=1.0, gt=0, le=100)
 
 
 class _SingleUpdates(_Aggregation):
@@ -292,7 +306,7 @@ class FlowerRule(_Aggregation):
 
 RobustRule = Median | TrimmedMean | MultiKrum | CentredClipping
 Aggregation = Annotated[
-    FedAvg | FedProx | FedAdam | FedYogi | FedAdagrad | RobustRule | FLTrust | FlowerRule,
+    FedAvg | FedProx | FedAdam | FedYogi | FedAdagrad | Scaffold | RobustRule | FLTrust | FlowerRule,
     Field(discriminator="rule"),
 ]
 SINGLE_UPDATE_RULES: Final = frozenset({
@@ -334,6 +348,9 @@ class Study(Contract):
             raise ValueError(msg)
         if self.training.momentum and self.training.optimizer != "sgd":
             msg = "training.momentum belongs to training.optimizer=sgd"
+            raise ValueError(msg)
+        if isinstance(self.aggregation, Scaffold) and not self.training.plain_sgd:
+            msg = "aggregation.rule=scaffold needs training.optimizer=sgd, without momentum and weight_decay"
             raise ValueError(msg)
         if self.aggregation.quorum > max(len(self.sites), 2):
             msg = f"aggregation.quorum = {self.aggregation.quorum} sites, but the study names {len(self.sites)}"

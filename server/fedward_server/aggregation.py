@@ -25,6 +25,7 @@ from fedward_common.study import (
     FLTrust,
     Median,
     MultiKrum,
+    Scaffold,
     Study,
     TrimmedMean,
 )
@@ -33,6 +34,7 @@ from fedward_server.robust import Robust
 from fedward_server.root import RootTrainer
 from fedward_server.server_steps import Adaptive, Scaled, State, Step
 from fedward_server.trust import Trust
+from fedward_server.variates import Controlled, Variates
 
 __all__ = ["Aggregator", "Mean", "aggregator_for"]
 
@@ -114,6 +116,9 @@ def aggregator_for(
             return Mean(Adaptive(rule, state))
         case FedAvg() | FedProx():
             return Mean(Scaled(rule.server_learning_rate))
+        case Scaffold():
+            variates = Variates(study, rule, state)
+            return Controlled(Mean(variates), variates)
         case Median() | TrimmedMean() | MultiKrum() | CentredClipping():
             return Robust(study, rule, state)
         case FLTrust():

@@ -200,6 +200,7 @@ class Coordinator:
         """Take over what an earlier process knew, the roll call aside; return the mean of the last models."""
         known = start.progress
         loop.excluded, loop.missed, loop.asked = dict(known.excluded), dict(known.missed), dict(known.asked)
+        loop.counted = {site: entry.round for entry in known.closed for site in entry.sites}
         self._steps, self._reported = dict(known.steps), dict(known.reported)
         self._closed, self._released = list(known.closed), start.released
         tail = TailMean.of(self.study)

@@ -44,6 +44,7 @@ from fedward_server.journal import (
     Seat,
     Values,
 )
+from fedward_server.variates import sent_control
 
 __all__ = ["ClosedRound", "NamingGrid", "Roster", "RoundLoop"]
 
@@ -140,6 +141,7 @@ class RoundLoop:
     excluded: dict[str, str] = field(default_factory=dict)
     missed: dict[str, str] = field(default_factory=dict)
     asked: dict[str, int] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
 
     def enrol(self) -> None:
         """Call the roll; afterwards `enrolments` holds who said yes and `excluded` why the others did not.
@@ -245,7 +247,8 @@ class RoundLoop:
         self.asked |= dict.fromkeys(tally.missing, number)
         told = self._replay(recovered, tally) if recovered else OpenRound(number)
         settled = told.accepted.keys() | told.missed.keys()
-        task = write_task(self.study, number, weights, self.signatures)
+        control = sent_control(self.aggregator.state())
+        task = write_task(self.study, number, weights, self.signatures, control=control, counted=self.counted)
         nodes = [node for node, e in active.items() if e.site not in settled]
         for node, reply in self._ask(nodes, task, "train", str(number), self._found(told, active)):
             try:
@@ -270,6 +273,7 @@ class RoundLoop:
         if not np.isfinite(new).all():
             msg = f"round {number} gave a model that is not finite"
             raise QuorumLostError(msg, remedy="a smaller learning rate, locally or at the server")
+        self.counted |= dict.fromkeys(tally.accepted, number)
         return ClosedRound(
             round=number,
             weights=new,

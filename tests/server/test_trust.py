@@ -52,7 +52,7 @@ def fixed(root: Vector) -> Callable[[Packed], Packed]:
     return lambda _: root.astype(np.float32)
 
 
-def one_round(rule: Aggregator, start: Vector, updates: list[Vector], order: tuple[int, ...] = ()) -> Packed:
+def one_round(rule: Aggregator, start: Vector | Packed, updates: list[Vector], order: tuple[int, ...] = ()) -> Packed:
     rule.start(start.astype(np.float32))
     for number in order or range(len(updates)):
         values = encode_weighted(updates[number].astype(np.float32), 1, bound=64.0)
