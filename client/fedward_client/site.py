@@ -32,12 +32,13 @@ from fedward_client.cohorts import CohortEntry, open_cohort
 from fedward_client.config import load_site, local_time
 from fedward_client.decisions import Decision, Rule, standing
 from fedward_client.ledger import Ledger
-from fedward_client.policy import UNTRUSTED, admit, admit_cohort, admit_use, metrics_that_leave, signers_of
+from fedward_client.policy import UNTRUSTED, admit, admit_cohort, admit_steps, admit_use, metrics_that_leave, signers_of
 from fedward_client.variates import Variate
 from fedward_client.worker import InProcessWorker, Job, Session, Worker
 from fedward_common import __version__
 from fedward_common.errors import FedwardError, LocalDataError, Refusal, RefusalCode, refusal_of
 from fedward_common.fixed_point import decode_mean, encode_weighted
+from fedward_common.normalised import normaliser
 from fedward_common.privacy import round_spend
 from fedward_common.study import DpSgd, Study
 from fedward_common.study_file import Signature
@@ -161,7 +162,8 @@ class Site:
             trained = session.train(task.round, weights)
         measured = {} if math.isnan(trained.loss) else {"loss": trained.loss}
         weight = _weight(study, session.facts.patients)
-        values = _encoded(trained.change, weight, study.aggregation.update_bound)
+        change = trained.change * np.float32(normaliser(study, session.facts.patients))
+        values = _encoded(change, weight, study.aggregation.update_bound)
         if variate:
             variate.keep(decode_mean(values, weight))
         sha256 = hashlib.sha256(values.tobytes()).hexdigest()
@@ -239,6 +241,7 @@ class Site:
             if session.facts.fingerprint != approved:
                 raise Refusal(RefusalCode.AWAITING_APPROVAL, "the cohort changed since it was approved")
             admit_cohort(session.facts.patients, self.config.policy)
+            admit_steps(study, session.facts.patients, self.config.policy)
             yield session
 
 

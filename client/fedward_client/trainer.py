@@ -61,7 +61,7 @@ def train_round(
     optimizer = Optimizer(study, list(model.parameters()))
     corrections = _shaped(correction, model)
     anchor = [p.detach().clone() for p in model.parameters()]
-    for step in range(study.training.local_steps):
+    for step in range(study.steps_of(len(patients))):
         penalties = [
             study.proximal_mu * (p.detach() - start) + more
             for p, start, more in zip(model.parameters(), anchor, corrections, strict=True)
@@ -88,7 +88,7 @@ class _PlainSteps:
 
     def __init__(self, study: Study, model: nn.Module, patients: Patients, site: str, round_: int) -> None:
         self._model = model
-        self._rate = study.training.sampling_rate
+        self._rate = study.sampling_rate_of(len(patients))
         self._generator = _generator(study, site, round_)
         self._tensors = [torch.from_numpy(a) for a in (patients.features, patients.labels, patients.mask)]
         self._loss, self._seen = 0.0, 0

@@ -23,6 +23,7 @@ __all__ = [
     "FedAdagrad",
     "FedAdam",
     "FedAvg",
+    "FedNova",
     "FedProx",
     "FedYogi",
     "FlowerRule",
@@ -86,6 +87,15 @@ class Training(Contract):
         default=1,
         ge=1,
         le=64,
+    )
+
+    reference_patients: int | None = quantity(
+        "the cohort that local_steps and sampling_rate are meant for: a site with twice the patients takes twice the"
+        " steps and draws half the share in each, at most all of them; null: every site takes local_steps",
+        "patients",
+        default=None,
+        ge=1,
+        le=1 << 20,
     )
 
     @property
@@ -162,6 +172,14 @@ class FedProx(_Aggregation):
     rule: Literal["fedprox"] = "fedprox"
     server_learning_rate: float = quantity("factor on the mean update", default=1.0, gt=0, le=100)
     mu: float = quantity("weight of the penalty", gt=0, le=1000)
+
+
+class FedNova(_Aggregation):
+    """Mean of the sites' updates per local step, where sites take different numbers of them (Wang et al. 2020)."""
+
+    rule: Literal["fednova"] = "fednova"
+    weighting: Literal["patients"] = quantity("the centre counts a site's steps by its patients", default="patients")
+    server_learning_rate: float = quantity("factor on the mean update", default=1.0, gt=0, le=100)
 
 
 class _TwoMoments(_Aggregation):
@@ -306,7 +324,7 @@ class FlowerRule(_Aggregation):
 
 RobustRule = Median | TrimmedMean | MultiKrum | CentredClipping
 Aggregation = Annotated[
-    FedAvg | FedProx | FedAdam | FedYogi | FedAdagrad | Scaffold | RobustRule | FLTrust | FlowerRule,
+    FedAvg | FedProx | FedNova | FedAdam | FedYogi | FedAdagrad | Scaffold | RobustRule | FLTrust | FlowerRule,
     Field(discriminator="rule"),
 ]
 SINGLE_UPDATE_RULES: Final = frozenset({
@@ -349,9 +367,6 @@ class Study(Contract):
         if self.training.momentum and self.training.optimizer != "sgd":
             msg = "training.momentum belongs to training.optimizer=sgd"
             raise ValueError(msg)
-        if isinstance(self.aggregation, Scaffold) and not self.training.plain_sgd:
-            msg = "aggregation.rule=scaffold needs training.optimizer=sgd, without momentum and weight_decay"
-            raise ValueError(msg)
         if self.aggregation.quorum > max(len(self.sites), 2):
             msg = f"aggregation.quorum = {self.aggregation.quorum} sites, but the study names {len(self.sites)}"
             raise ValueError(msg)
@@ -368,6 +383,40 @@ class Study(Contract):
             msg = "a text has no UTF-8 form"
             raise ValueError(msg) from None
         return self
+
+    @model_validator(mode="after")
+    def _steps_fit_the_rule(self) -> Self:
+        training, rule = self.training, self.aggregation
+        unequal = training.reference_patients is not None
+        msg = ""
+        if isinstance(rule, Scaffold) and not training.plain_sgd:
+            msg = "aggregation.rule=scaffold needs training.optimizer=sgd, without momentum and weight_decay"
+        elif isinstance(rule, Scaffold) and unequal:
+            msg = "training.reference_patients does not go with aggregation.rule=scaffold: c needs one number of steps"
+        elif isinstance(rule, FedNova) and not unequal:
+            msg = "aggregation.rule=fednova is fedavg where all sites take the same steps: set reference_patients"
+        elif isinstance(rule, FedNova) and (training.optimizer != "sgd" or training.weight_decay):
+            msg = "aggregation.rule=fednova needs training.optimizer=sgd without weight_decay"
+        elif unequal and isinstance(self.privacy, DpSgd):
+            msg = "training.reference_patients does not go with dp_sgd: its noise is for the same steps at all sites"
+        if msg:
+            raise ValueError(msg)
+        return self
+
+    def steps_of(self, patients: int) -> int:
+        """Return the local steps in a round of a site with so many patients, of whom at most max_weight count."""
+        training, counted = self.training, min(patients, self.aggregation.max_weight)
+        if training.reference_patients is None:
+            return training.local_steps
+        reference = training.reference_patients
+        return max(1, (2 * training.local_steps * counted + reference) // (2 * reference))
+
+    def sampling_rate_of(self, patients: int) -> float:
+        """Return the probability with which a step of a site with so many patients draws one of them."""
+        training = self.training
+        if training.reference_patients is None:
+            return training.sampling_rate
+        return min(1.0, training.sampling_rate * training.reference_patients / patients)
 
     @property
     def total_steps(self) -> int:

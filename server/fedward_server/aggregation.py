@@ -19,6 +19,7 @@ from fedward_common.study import (
     FedAdagrad,
     FedAdam,
     FedAvg,
+    FedNova,
     FedProx,
     FedYogi,
     FlowerRule,
@@ -30,11 +31,12 @@ from fedward_common.study import (
     TrimmedMean,
 )
 from fedward_common.wire import Update
+from fedward_server.noted import Normalised, Noted
 from fedward_server.robust import Robust
 from fedward_server.root import RootTrainer
 from fedward_server.server_steps import Adaptive, Scaled, State, Step
 from fedward_server.trust import Trust
-from fedward_server.variates import Controlled, Variates
+from fedward_server.variates import Variates
 
 __all__ = ["Aggregator", "Mean", "aggregator_for"]
 
@@ -116,9 +118,9 @@ def aggregator_for(
             return Mean(Adaptive(rule, state))
         case FedAvg() | FedProx():
             return Mean(Scaled(rule.server_learning_rate))
-        case Scaffold():
-            variates = Variates(study, rule, state)
-            return Controlled(Mean(variates), variates)
+        case Scaffold() | FedNova():
+            step = Variates(study, rule, state) if isinstance(rule, Scaffold) else Normalised(study, rule)
+            return Noted(Mean(step), step)
         case Median() | TrimmedMean() | MultiKrum() | CentredClipping():
             return Robust(study, rule, state)
         case FLTrust():

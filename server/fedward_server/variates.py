@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from fedward_common.control import variate_change
 from fedward_common.study import Scaffold, Study
-from fedward_common.wire import Update
 from fedward_server.server_steps import Scaled, State, kept
 
-if TYPE_CHECKING:
-    from fedward_server.aggregation import Aggregator
-
-__all__ = ["Controlled", "Variates", "sent_control"]
+__all__ = ["Variates", "sent_control"]
 
 Vector = npt.NDArray[np.float64]
 
@@ -24,10 +20,10 @@ _CONTROL: Final = "control"
 
 
 class Variates:
-    """A `Step` that also moves the control variate: c += |S| / N * mean of the changes of the sites' variates.
+    """A `fedward_server.noted.Noting` step that also moves the control variate c.
 
-    S are the sites whose updates count, N those that the study names. Sites are told which of their updates counted,
-    so c stays the mean of what they keep, whoever misses a round.
+    It adds |S| / N times the mean change of the variates of the sites S, whose updates count; N sites are named by the
+    study. Sites are told which of their updates counted, so c stays the mean of what they keep, whoever misses a round.
 
     Args:
         study: the contract.
@@ -42,49 +38,22 @@ class Variates:
         self._study = study
         self._scaled = Scaled(rule.server_learning_rate)
         self._state: State = {} if state is None else kept(state, _CONTROL)
-        self.counted = 0
-        """Updates of the open round."""
+        self._counted = 0
+
+    def note(self, weights: list[int]) -> None:
+        """See `fedward_server.noted.Noting.note`."""
+        self._counted = len(weights)
 
     def __call__(self, mean: Vector) -> Vector:
         """See `Step`."""
         control = self._state.get(_CONTROL, np.zeros_like(mean))
-        share = self.counted / len(self._study.sites)
+        share = self._counted / len(self._study.sites)
         self._state = {_CONTROL: control + share * variate_change(self._study, mean, control.astype(np.float32))}
         return self._scaled(mean)
 
     def state(self) -> State:
         """See `Step.state`: the control variate."""
         return dict(self._state)
-
-
-class Controlled:
-    """SCAFFOLD as an `Aggregator`: the mean, and the number of updates told to its step.
-
-    Args:
-        mean: of the updates, with `variates` as its step.
-        variates: the step.
-    """
-
-    def __init__(self, mean: Aggregator, variates: Variates) -> None:
-        self._mean, self._variates = mean, variates
-
-    def start(self, weights: npt.NDArray[np.float32]) -> None:
-        """See `Aggregator.start`."""
-        self._variates.counted = 0
-        self._mean.start(weights)
-
-    def add(self, update: Update) -> None:
-        """See `Aggregator.add`."""
-        self._variates.counted += 1
-        self._mean.add(update)
-
-    def finish(self) -> npt.NDArray[np.float32]:
-        """See `Aggregator.finish`."""
-        return self._mean.finish()
-
-    def state(self) -> State:
-        """See `Aggregator.state`: the control variate."""
-        return self._mean.state()
 
 
 def sent_control(state: Mapping[str, Vector]) -> npt.NDArray[np.float32] | None:

@@ -145,9 +145,7 @@ def test_unlike_hospitals_end_nearer_to_the_pooled_optimum_than_with_fedavg(tmp_
 def test_killed_at_any_instant_it_ends_with_the_same_bits_and_variates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Centre and sites share the process here: writes of the sites' variates are instants as well, and each of
-    them is tried; of the others every fourth.
-    """
+    """Centre and sites share the process: each write of a site's variate is tried, of the others each fourth."""
     a = study(SITES[:2], training={"rounds": 2})
     fresh = scene_of(a, tmp_path / "fresh")
     for site in a.sites:
