@@ -2,7 +2,7 @@
 
 After t steps of SGD with momentum r an update is the rate times the sum of the steps' gradients, of which the k-th
 counts ``(1 - r**(t - k + 1)) / (1 - r)``: the paper's vector a. A site sends its update as it would be at this vector's
-length for the study's own ``local_steps``; the centre puts the mean length back. Both follow from the study and from the
+length for the study's own ``local_steps``; the centre puts the mean length back. Both follow from the study and the
 site's number of patients, which is its weight: nothing more is sent.
 """
 
