@@ -8,6 +8,7 @@
       approvals.json    what was decided
       ledger.*          what each patient has spent, and the key that hides who that is
       audit.*           the log of decisions, its signed head, its key
+      local/            the parameters that stay here under FedBN, by study
       variates/         the control variates of SCAFFOLD, by study
       cache/            encoded tables
 """
@@ -32,12 +33,14 @@ from fedward_client.cohorts import CohortEntry, open_cohort
 from fedward_client.config import load_site, local_time
 from fedward_client.decisions import Decision, Rule, standing
 from fedward_client.ledger import Ledger
+from fedward_client.local_part import LocalPart
 from fedward_client.policy import UNTRUSTED, admit, admit_cohort, admit_steps, admit_use, metrics_that_leave, signers_of
 from fedward_client.variates import Variate
 from fedward_client.worker import InProcessWorker, Job, Session, Worker
 from fedward_common import __version__
 from fedward_common.errors import FedwardError, LocalDataError, Refusal, RefusalCode, refusal_of
 from fedward_common.fixed_point import decode_mean, encode_weighted
+from fedward_common.models import parted, whole
 from fedward_common.normalised import normaliser
 from fedward_common.privacy import round_spend
 from fedward_common.study import DpSgd, Study
@@ -159,11 +162,15 @@ class Site:
         variate = Variate.of(self.home, self.config.site, task)
         with self._opened(study, cohort, approved, variate.correction if variate else None) as session:
             steps = self._debit(study, cohort, session.facts.identities, task.round)
-            trained = session.train(task.round, weights)
+            local = LocalPart.of(self.home, study, task.round)
+            trained = session.train(task.round, whole(study, weights, local.values if local else None))
         measured = {} if math.isnan(trained.loss) else {"loss": trained.loss}
         weight = _weight(study, session.facts.patients)
-        change = trained.change * np.float32(normaliser(study, session.facts.patients))
+        shared, own = parted(study, trained.change)
+        change = shared * np.float32(normaliser(study, session.facts.patients))
         values = _encoded(change, weight, study.aggregation.update_bound)
+        if local:
+            local.keep(own)
         if variate:
             variate.keep(decode_mean(values, weight))
         sha256 = hashlib.sha256(values.tobytes()).hexdigest()

@@ -23,6 +23,7 @@ __all__ = [
     "FedAdagrad",
     "FedAdam",
     "FedAvg",
+    "FedBN",
     "FedNova",
     "FedProx",
     "FedYogi",
@@ -59,6 +60,10 @@ class Mlp(Contract):
         "width of each hidden layer", "units", min_length=1, max_length=8
     )
     activation: Literal["relu", "tanh"] = quantity("between the layers", default="relu")
+    norm: Literal["none", "layer"] = quantity(
+        "layer: each hidden layer is normalised over its units, patient by patient, before the activation",
+        default="none",
+    )
 
 
 Model = Annotated[Linear | Mlp, Field(discriminator="name")]
@@ -172,6 +177,13 @@ class FedProx(_Aggregation):
     rule: Literal["fedprox"] = "fedprox"
     server_learning_rate: float = quantity("factor on the mean update", default=1.0, gt=0, le=100)
     mu: float = quantity("weight of the penalty", gt=0, le=1000)
+
+
+class FedBN(_Aggregation):
+    """FedAvg of all but the normalisation's parameters, which each site keeps for itself (after Li et al. 2021)."""
+
+    rule: Literal["fedbn"] = "fedbn"
+    server_learning_rate: float = quantity("factor on the mean update", default=1.0, gt=0, le=100)
 
 
 class FedNova(_Aggregation):
@@ -324,7 +336,7 @@ class FlowerRule(_Aggregation):
 
 RobustRule = Median | TrimmedMean | MultiKrum | CentredClipping
 Aggregation = Annotated[
-    FedAvg | FedProx | FedNova | FedAdam | FedYogi | FedAdagrad | Scaffold | RobustRule | FLTrust | FlowerRule,
+    FedAvg | FedProx | FedBN | FedNova | FedAdam | FedYogi | FedAdagrad | Scaffold | RobustRule | FLTrust | FlowerRule,
     Field(discriminator="rule"),
 ]
 SINGLE_UPDATE_RULES: Final = frozenset({
@@ -385,7 +397,7 @@ class Study(Contract):
         return self
 
     @model_validator(mode="after")
-    def _steps_fit_the_rule(self) -> Self:
+    def _training_fits_the_rule(self) -> Self:
         training, rule = self.training, self.aggregation
         unequal = training.reference_patients is not None
         msg = ""
@@ -399,6 +411,8 @@ class Study(Contract):
             msg = "aggregation.rule=fednova needs training.optimizer=sgd without weight_decay"
         elif unequal and isinstance(self.privacy, DpSgd):
             msg = "training.reference_patients does not go with dp_sgd: its noise is for the same steps at all sites"
+        elif isinstance(rule, FedBN) and getattr(self.model, "norm", "none") == "none":
+            msg = "aggregation.rule=fedbn needs a model with a normalisation: model.norm=layer"
         if msg:
             raise ValueError(msg)
         return self

@@ -19,6 +19,7 @@ from fedward_common.study import (
     FedAdagrad,
     FedAdam,
     FedAvg,
+    FedBN,
     FedNova,
     FedProx,
     FedYogi,
@@ -116,7 +117,7 @@ def aggregator_for(
     match rule:
         case FedAdam() | FedYogi() | FedAdagrad():
             return Mean(Adaptive(rule, state))
-        case FedAvg() | FedProx():
+        case FedAvg() | FedProx() | FedBN():
             return Mean(Scaled(rule.server_learning_rate))
         case Scaffold() | FedNova():
             step = Variates(study, rule, state) if isinstance(rule, Scaffold) else Normalised(study, rule)

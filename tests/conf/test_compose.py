@@ -44,7 +44,7 @@ def test_each_packaged_study_composes_validates_and_calibrates(study: str) -> No
     assert ready.privacy.noise_multiplier is not None
 
 
-COMPANIONS = {"fednova": ("training=passes", "privacy=none"), "passes": ("privacy=none",)}
+COMPANIONS = {"fednova": ("training=passes", "privacy=none"), "passes": ("privacy=none",), "fedbn": ("model=mlp_norm",)}
 """What an option does not go without."""
 
 
