@@ -31,6 +31,7 @@ from fedward_server.journal import Progress, Record, RoundLog, Seat, Values
 from fedward_server.privacy_statement import dump_statement, statement_of
 from fedward_server.result import Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef, with_late
 from fedward_server.resume import Logbook, Standing, beginning, finished, held, standing
+from fedward_server.root import RootTrainer, judged_part
 from fedward_server.rounds import ClosedRound, Roster, RoundLoop
 
 __all__ = ["Coordinator", "Listener", "TailMean", "dump", "write_result"]
@@ -96,6 +97,10 @@ class Coordinator:
             with this process.
         unfit: sites that are not asked to take part at all, each with the reason: those of releases that do not work
             with this one (`fedward_server.roster.Roster.outside`).
+        root: trains on the root rows of FLTrust (`root_rows`). Their patients are taken out of `hold_out` here.
+
+    Raises:
+        StudyError: the hold-out is too small for the study's `root_share`.
     """
 
     study: Study
@@ -111,10 +116,15 @@ class Coordinator:
     resumable: bool = True
     unfit: Mapping[str, str] = field(default_factory=dict)
     told: Callable[[Record], None] = lambda _: None
+    root: RootTrainer | None = None
     _released: Weights | None = None
     _closed: list[RoundResult] = field(default_factory=list)
     _steps: dict[str, int] = field(default_factory=dict)
     _reported: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.hold_out is not None and self.predictor is not None:
+            self.hold_out, self.predictor = judged_part(self.study, self.hold_out, self.predictor)
 
     def server_app(self, roster: Roster | None, *, poll_seconds: float = 0.05) -> ServerApp:
         """Return this run as an ordinary Flower ServerApp; `result` is set when it returns."""
@@ -162,7 +172,7 @@ class Coordinator:
             self.study,
             grid,
             roster,
-            aggregator_for(self.study, start.aggregator_state, after=len(start.progress.closed)),
+            aggregator_for(self.study, start.aggregator_state, after=len(start.progress.closed), root=self.root),
             poll_seconds=poll_seconds,
             clock=self.clock,
             wall=self.wall,
@@ -219,6 +229,7 @@ class Coordinator:
         known = start.progress
         loop.excluded, loop.missed, loop.asked = dict(known.excluded), dict(known.missed), dict(known.asked)
         loop.away = set(known.away)
+        loop.counted = {site: entry.round for entry in known.closed for site in entry.sites}
         self._steps, self._reported = dict(known.steps), dict(known.reported)
         self._closed, self._released = list(known.closed), start.released
         tail = TailMean.of(self.study)

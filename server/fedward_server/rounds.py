@@ -50,6 +50,7 @@ from fedward_server.replies import (
 )
 from fedward_server.result import SiteRound
 from fedward_server.roll import NOT_CONNECTED, RollCall, Roster, may_come, read_answer
+from fedward_server.variates import sent_control
 
 __all__ = ["ClosedRound", "NamingGrid", "Roster", "RoundLoop"]
 
@@ -145,6 +146,7 @@ class RoundLoop:
     asked: dict[str, int] = field(default_factory=dict)
     away: set[str] = field(default_factory=set)
     late: list[Late] = field(default_factory=list)
+    counted: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._post = Post(self.grid, self.log, self.clock)
@@ -236,7 +238,8 @@ class RoundLoop:
     def _open(self, number: int, weights: Weights, sites: Iterable[str], recovered: Recovered | None) -> _Tally:
         whole, now, at = self.study.aggregation.deadline_seconds, self.clock(), self.wall()
         left = time_left(recovered.open.until, at, whole) if recovered else whole
-        task = write_task(self.study, number, weights, self.signatures)
+        control = sent_control(self.aggregator.state())
+        task = write_task(self.study, number, weights, self.signatures, control=control, counted=self.counted)
         return _Tally(number, task, now, now + left, at + left, dict.fromkeys(sites, NO_REPLY))
 
     def _awaits(self, tally: _Tally) -> bool:
@@ -372,6 +375,7 @@ class RoundLoop:
         if not np.isfinite(new).all():
             msg = f"round {tally.number} gave a model that is not finite"
             raise QuorumLostError(msg, remedy="a smaller learning rate, locally or at the server")
+        self.counted |= dict.fromkeys(tally.accepted, tally.number)
         return ClosedRound(
             round=tally.number,
             weights=new,
