@@ -26,7 +26,7 @@ from fedward_server.result import Estimate, Figures, RunResult, SiteResult
 from fedward_server.statement_page import page_of
 from fedward_server.wording import bound, number, percent
 
-__all__ = ["REASONS", "number", "render_report"]
+__all__ = ["REASONS", "explained", "number", "render_report"]
 
 _MOST_BARS: Final = 20
 _LONGEST_TEXT: Final = 400
@@ -276,7 +276,7 @@ def _value(estimate: Estimate | None) -> float | None:
 
 
 def _hospital(name: str, site: SiteResult) -> Hospital:
-    reason, detail = _explained(site.reason)
+    reason, detail = explained(site.reason)
     unpaid = Cell(reason="none")
     endless = Cell(reason="no finite bound")
     epsilon = unpaid if site.delta is None else endless if site.epsilon is None else Cell(bound(site.epsilon))
@@ -293,7 +293,7 @@ def _hospital(name: str, site: SiteResult) -> Hospital:
     )
 
 
-def _explained(reason: str | None) -> tuple[str, str]:
+def explained(reason: str | None) -> tuple[str, str]:
     """Return a reason as a sentence, its public details appended, and as it was recorded."""
     if not reason:
         return "", ""
