@@ -40,7 +40,9 @@ def curve(rounds: Sequence[RoundResult], planned: int) -> Curve | None:
         rounds: the closed ones, in order.
         planned: rounds of the study: the axis is as long from the first round on.
     """
-    points = {key: _thinned([(r.round, v) for r in rounds if (v := r.central.get(key)) is not None]) for key, *_ in _SERIES}
+    points = {
+        key: _thinned([(r.round, v) for r in rounds if (v := r.central.get(key)) is not None]) for key, *_ in _SERIES
+    }
     values = [value for series in points.values() for _, value in series]
     if not values:
         return None
@@ -69,7 +71,9 @@ def _table(rounds: Sequence[RoundResult]) -> tuple[tuple[int, str, str, str], ..
     def shown(value: float | None) -> str:
         return "—" if value is None else number(value)
 
-    return tuple((r.round, shown(r.central.get("auroc")), shown(r.central.get("accuracy")), shown(r.loss)) for r in rounds)
+    return tuple(
+        (r.round, shown(r.central.get("auroc")), shown(r.central.get("accuracy")), shown(r.loss)) for r in rounds
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,9 @@ def _frame(plot: _Plot, step: float) -> list[str]:
         parts.append(f'<path class="rule" d="M{_LEFT:g} {y:.1f}H{_WIDTH - _RIGHT:g}"/>')
         parts.append(f'<text class="tick end" x="{_LEFT - 5:g}" y="{y + 3.5:.1f}">{value:.2f}</text>')
     for round_ in _ticks(plot.last):
-        parts.append(f'<text class="tick middle" x="{plot.x(round_):.1f}" y="{_HEIGHT - _BOTTOM + 14:g}">{round_}</text>')
+        parts.append(
+            f'<text class="tick middle" x="{plot.x(round_):.1f}" y="{_HEIGHT - _BOTTOM + 14:g}">{round_}</text>'
+        )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text class="tick middle" x="{middle:g}" y="{_HEIGHT - 4:g}">round</text>')
     return parts

@@ -16,7 +16,7 @@ from fedward_server.report import explained
 from fedward_server.run_status import ENDED
 from fedward_server.wording import bound, number
 
-__all__ = ["Cell", "Cost", "Eta", "Grid", "Row", "Trouble", "costs", "eta", "grid", "open_round", "troubles"]
+__all__ = ["Cell", "Cost", "Eta", "Grid", "Row", "Trouble", "costs", "eta", "grid", "open_round", "spent", "troubles"]
 
 SHOWN_ROUNDS: Final = 20
 """Rounds that the grid shows unless it is asked for all."""
@@ -217,8 +217,10 @@ def eta(facts: RunFacts, now: datetime) -> Eta:
     if opened is not None and open_round(facts) is not None:
         left -= min(seconds, max(0.0, (now - opened) / timedelta(seconds=1)))
     left = max(0.0, left)
-    basis = f"median of {len(facts.closed)} rounds: {number(seconds, trim=True)} s" if len(facts.closed) > 1 else (
-        f"the first round took {number(seconds, trim=True)} s"
+    basis = (
+        f"median of {len(facts.closed)} rounds: {number(seconds, trim=True)} s"
+        if len(facts.closed) > 1
+        else (f"the first round took {number(seconds, trim=True)} s")
     )
     return Eta(left, f"about {span(left)} ({basis})", now + timedelta(seconds=left))
 
@@ -237,7 +239,7 @@ def costs(facts: RunFacts) -> list[Cost]:
     privacy = facts.file.study.privacy if facts.file is not None else None
     if not isinstance(privacy, DpSgd):
         return []
-    return [_cost(site, _spent(facts, site), privacy.epsilon) for site in facts.sites]
+    return [_cost(site, spent(facts, site), privacy.epsilon) for site in facts.sites]
 
 
 def _cost(site: str, spent: float | None, claim: float) -> Cost:
@@ -247,8 +249,8 @@ def _cost(site: str, spent: float | None, claim: float) -> Cost:
     return Cost(site, bound(spent), number(claim, trim=True), share, over=spent > claim)
 
 
-def _spent(facts: RunFacts, site: str) -> float | None:
-    """Return a hospital's ε; None where nothing bounds it."""
+def spent(facts: RunFacts, site: str) -> float | None:
+    """Return a hospital's ε so far, as `costs` shows it; None where nothing bounds it."""
     if facts.result is not None:
         found = facts.result.sites.get(site)
         return 0.0 if found is None else found.epsilon

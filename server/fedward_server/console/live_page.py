@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
 from fedward_server.console.curve import Curve, curve
 from fedward_server.console.facts import RunFacts
@@ -14,7 +15,7 @@ from fedward_server.run_status import ENDED
 
 __all__ = ["LiveView", "live_view"]
 
-_SILENT_S = 120.0
+_SILENT_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,26 +76,38 @@ def live_view(facts: RunFacts, now: datetime, *, every: bool = False) -> LiveVie
     )
 
 
+_STANDS: Final = {
+    "completed": "Completed",
+    "degraded": "Completed, but hospitals are missing",
+    "interrupted": "Stopped",
+    "failed": "Failed",
+    "queued": "Waits in the queue",
+    "stopping": "Stops; what was closed stays",
+}
+
+
 def _sentence(facts: RunFacts, shown: Grid, now: datetime) -> str:
-    state, status = facts.line.state, facts.status
-    if state in ENDED:
-        seconds = f" after {span(facts.result.seconds)}" if facts.result is not None else ""
-        word = {"completed": "Completed", "degraded": "Completed, but hospitals are missing", "interrupted": "Stopped"}
-        return f"{word.get(state, 'Failed')}{seconds}."
-    if state == "queued":
-        return "Waits in the queue."
-    if state == "stopping":
-        return "Stops; what was closed stays."
+    """Return what a run does at this moment."""
+    state = facts.line.state
+    if state == "running":
+        return _working(facts, shown, now)
     if state == "paused":
         return f"Paused after {len(facts.closed)} of {facts.planned} rounds."
+    seconds = f" after {span(facts.result.seconds)}" if facts.result is not None and state in ENDED else ""
+    return f"{_STANDS.get(state, state)}{seconds}."
+
+
+def _working(facts: RunFacts, shown: Grid, now: datetime) -> str:
+    status = facts.status
     if status is None or status.state == "starting":
         return "Starts."
     if status.state == "enrolling":
         return "Asks the hospitals whether they take part."
     if shown.open is None:
         return f"Between rounds: {len(facts.closed)} of {facts.planned} closed."
-    answered = sum(site.state in {"accepted", "missed"} for site in status.sites.values())
-    asked = sum(site.state in {"accepted", "missed", "waiting"} for site in status.sites.values())
+    states = [site.state for site in status.sites.values()]
+    answered = states.count("accepted") + states.count("missed")
     opened = ago(status.opened_at, now).removesuffix(" ago")
     lasting = f", open for {opened}" if opened else ""
+    asked = answered + states.count("waiting")
     return f"Round {shown.open} of {facts.planned}{lasting}: {answered} of {asked} hospitals have answered."

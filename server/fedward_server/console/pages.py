@@ -1,8 +1,8 @@
 """The console's routes: log-in by a token, pages made at the server, forms that cannot be sent from elsewhere.
 
 Everything works without script; ``console.js`` only fetches a live page again and puts its moving parts in place.
-Every request by hand passes the same desk as the interface for programs: judged, and written to the centre's log. What a
-page that was opened by hand fetches to stay fresh is judged and not written down.
+Every request by hand passes the same desk as the interface for programs: judged, and written to the centre's log.
+What a page that was opened by hand fetches to stay fresh is judged and not written down.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from fedward_common.certificates import certificate_expiry
 from fedward_common.errors import AccessCode, AccessError, FedwardError, UnknownStudyError
 from fedward_server.centre import load_centre, roster_of
 from fedward_server.console.facts import DOWNLOADS, RunFacts, read_facts
+from fedward_server.console.live_page import live_view
 from fedward_server.console.metrics import scrape
 from fedward_server.console.offers import offers
 from fedward_server.console.page import asset, content_policy, render
 from fedward_server.console.sessions import COOKIE, LONGEST_S, Session, Sessions
 from fedward_server.console.trail import Filter, leaf
 from fedward_server.console.views import SiteLine, approvals, cards, certificate_line, run_lines, signers, site_lines
-from fedward_server.console.live_page import live_view
 from fedward_server.studies.access import Access, Caller
 from fedward_server.studies.book import StudyBook, StudyEntry
 from fedward_server.studies.centre_log import centre_log
@@ -153,7 +153,13 @@ class _Console:
             every = request.query_params.get("rounds") == "all"
             view = live_view(facts, _now(), every=every)
             return self._page(
-                visit, "live.html.j2", here="runs", entry=entry, facts=facts, view=view, offers=offers(entry, visit.caller)
+                visit,
+                "live.html.j2",
+                here="runs",
+                entry=entry,
+                facts=facts,
+                view=view,
+                offers=offers(entry, visit.caller),
             )
 
         return self._answer(request, Action.SHOW, answer, id_)
@@ -197,7 +203,9 @@ class _Console:
         def answer(_: _Visit) -> Response:
             path = self._book.folder(self._book.entry(id_).id) / name
             if name not in DOWNLOADS or path.is_symlink() or not path.is_file():
-                return _problem(404, "This file is not there", f"The study has left no {name[:40]} yet.", "Wait for its end.")
+                return _problem(
+                    404, "This file is not there", f"The study has left no {name[:40]} yet.", "Wait for its end."
+                )
             opened = "open" in request.query_params and name == "report.html"
             headers = _HEADERS | {"content-security-policy": _OPENED if opened else "sandbox; default-src 'none'"}
             saved = f"{self._book.entry(id_).name}-{name}"
@@ -254,7 +262,9 @@ class _Console:
     def _wish(self, request: Request, id_: str, fields: Mapping[str, str]) -> Response:
         wish = fields.get("wish", "")
         if wish not in _ACTIONS:
-            return _problem(400, "Nothing was changed", "The form says none of pause, resume and stop.", "Send it again.")
+            return _problem(
+                400, "Nothing was changed", "The form says none of pause, resume and stop.", "Send it again."
+            )
         told: Wish = wish  # type: ignore[assignment]
 
         def answer(visit: _Visit) -> Response:
@@ -393,7 +403,9 @@ def _html(text: str, status: int = 200) -> Response:
 
 
 def _problem(status: int, title: str, what: str, remedy: str) -> Response:
-    return _html(render("problem.html.j2", visitor=None, here="", form="", title=title, what=what, remedy=remedy), status)
+    return _html(
+        render("problem.html.j2", visitor=None, here="", form="", title=title, what=what, remedy=remedy), status
+    )
 
 
 def _see(path: str) -> RedirectResponse:

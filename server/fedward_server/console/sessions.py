@@ -26,7 +26,7 @@ _BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One log-in: its token, what its forms must bring along, and when it began and was last used (monotonic seconds)."""
+    """One log-in: its token, what its forms must bring along, when it began and was used last (monotonic seconds)."""
 
     token: str
     form: str

@@ -93,7 +93,11 @@ def _line(entry: Entry) -> TrailLine:
     fields = {key: str(value) for key, value in entry.fields.items()}
     who = fields.get("person") or fields.get("name", "")
     role = f" ({fields['role']})" if who and fields.get("role") else ""
-    shown = {key for key in _ALREADY_SHOWN if fields.get(key) and (key != "name" or fields["name"] == who)} if who else set()
+    shown = (
+        {key for key in _ALREADY_SHOWN if fields.get(key) and (key != "name" or fields["name"] == who)}
+        if who
+        else set()
+    )
     details = tuple((key, _short(key, value)) for key, value in fields.items() if key not in shown and value)
     return TrailLine(entry.number, moment(entry.at), entry.event, f"{who}{role}", details)
 

@@ -166,7 +166,9 @@ def signers(file: StudyFile | None, known: Iterable[str]) -> list[Signer]:
     trusted = set(known)
     if file is None:
         return []
-    return [Signer(_fingerprint(s.key), _right(file.study, s.key, s.signature), s.key in trusted) for s in file.signatures]
+    return [
+        Signer(_fingerprint(s.key), _right(file.study, s.key, s.signature), s.key in trusted) for s in file.signatures
+    ]
 
 
 def _fingerprint(key: str) -> str:
@@ -262,21 +264,15 @@ def _facts(value: Mapping[str, Any], above: str = "") -> Iterable[Fact]:
 
 
 def _shown(value: object) -> str:
-    match value:
-        case None | "":
-            return "none"
-        case True | False:
-            return "yes" if value else "no"
-        case int():
-            return str(value)
-        case float():
-            return number(value, trim=True)
-        case list() | tuple():
-            return ", ".join(_shown(item) for item in value) or "none"
-        case dict():
-            return ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) or "none"
-        case _:
-            return str(value).replace("_", " ") if str(value).isidentifier() else str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(_shown(item) for item in value) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(value, trim=True)
+    return "none" if value in {None, ""} else str(value)
 
 
 def site_lines(entries: Sequence[Entry], waiting: Sequence[Waiting], now: datetime) -> list[SiteLine]:
@@ -285,7 +281,9 @@ def site_lines(entries: Sequence[Entry], waiting: Sequence[Waiting], now: dateti
     current |= {entry.row.site: entry for entry in entries if counts(entry.row, now)}
     lines = [_site_line(entry, now) for entry in current.values()]
     lines += [
-        SiteLine(w.site, "invited", "wait", moment(w.expires_at), _left(w.expires_at, now), "the invite was not used yet")
+        SiteLine(
+            w.site, "invited", "wait", moment(w.expires_at), _left(w.expires_at, now), "the invite was not used yet"
+        )
         for w in waiting
     ]
     return sorted(lines, key=lambda line: (line.site, line.state))
