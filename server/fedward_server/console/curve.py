@@ -1,4 +1,4 @@
-"""The curve of a run's metrics as SVG inside a page: no style attribute, no script, coloured by the page's own sheet."""
+"""The curve of a run's metrics as SVG inside a page: no style attribute, no script, coloured by the page's sheet."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def curve(rounds: Sequence[RoundResult], planned: int) -> Curve | None:
         return None
     last = max(planned, rounds[-1].round, 2)
     floor, step = _scale(min(values), max(values))
-    plot = _Plot(last, floor, max(1.0, max(values)) if floor + step * 2 > 1 else _ceiling(max(values), step))
+    plot = _Plot(last, floor, max(_ceiling(max(values), step), floor + step))
     parts = [*_frame(plot, step)]
     for key, _, name in _SERIES:
         parts += _line(plot, points[key], name)
@@ -108,10 +108,8 @@ def _frame(plot: _Plot, step: float) -> list[str]:
         y = plot.y(value)
         parts.append(f'<path class="rule" d="M{_LEFT:g} {y:.1f}H{_WIDTH - _RIGHT:g}"/>')
         parts.append(f'<text class="tick end" x="{_LEFT - 5:g}" y="{y + 3.5:.1f}">{value:.2f}</text>')
-    for round_ in _ticks(plot.last):
-        parts.append(
-            f'<text class="tick middle" x="{plot.x(round_):.1f}" y="{_HEIGHT - _BOTTOM + 14:g}">{round_}</text>'
-        )
+    below = f"{_HEIGHT - _BOTTOM + 14:g}"
+    parts += [f'<text class="tick middle" x="{plot.x(n):.1f}" y="{below}">{n}</text>' for n in _ticks(plot.last)]
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text class="tick middle" x="{middle:g}" y="{_HEIGHT - 4:g}">round</text>')
     return parts

@@ -132,7 +132,7 @@ def _centre(found: Sequence[RunFacts], around: Around, now: datetime) -> Iterato
     yield _gauges("unreadable_runs", "Studies with a file that cannot be read.", (), {(): float(unreadable)})
     yield _gauges("superlink_up", "1 where the SuperLink takes connections.", (), {(): float(around.superlink_up)})
     yield _gauges("disk_free_bytes", "Bytes free where the centre lies.", (), {(): float(around.disk_free)})
-    days = {(e.what, e.site): (e.not_after - now) / _DAY for e in around.expiries}
+    days: dict[tuple[str, ...], float] = {(e.what, e.site): (e.not_after - now) / _DAY for e in around.expiries}
     yield _gauges("expiry_days", "Days until a certificate or a site's key expires.", ("what", "site"), days)
 
 
@@ -216,7 +216,7 @@ def _names(facts: RunFacts) -> list[str]:
 
 
 def _by_run(name: str, text: str, found: Iterable[RunFacts], value: Callable[[RunFacts], float | None]) -> Metric:
-    values = {tuple(_names(facts)): value(facts) for facts in found}
+    values: dict[tuple[str, ...], float | None] = {tuple(_names(facts)): value(facts) for facts in found}
     return _gauges(name, text, _RUN, {key: v for key, v in values.items() if v is not None})
 
 

@@ -91,7 +91,7 @@ def add_pages(app: FastAPI, home: Path, access: Access) -> None:
         access: its tokens.
     """
     console = _Console(home, access)
-    gets = {
+    gets: dict[str, Callable[..., Any]] = {
         "/": console.runs,
         "/runs/{id_}": console.live,
         "/runs/{id_}/study": console.study,
@@ -105,7 +105,12 @@ def add_pages(app: FastAPI, home: Path, access: Access) -> None:
     }
     for path, answer in gets.items():
         app.add_api_route(path, answer, methods=["GET"], include_in_schema=False, response_model=None)
-    for path, taken in {"/login": console.enter, "/logout": console.leave, "/runs/{id_}/wish": console.wish}.items():
+    posts: dict[str, Callable[..., Any]] = {
+        "/login": console.enter,
+        "/logout": console.leave,
+        "/runs/{id_}/wish": console.wish,
+    }
+    for path, taken in posts.items():
         app.add_api_route(path, taken, methods=["POST"], include_in_schema=False, response_model=None)
     _answer_unknown_addresses(app)
 
@@ -326,8 +331,8 @@ class _Console:
         except AccessError as error:
             text = f"{error.message}; {error.remedy}\n"
             return Response(text, 401, _HEADERS | {"www-authenticate": "Bearer"}, "text/plain")
-        text, kind = scrape(self._home, self._book, _now())
-        return Response(text, media_type=kind, headers=_HEADERS)
+        content, media = scrape(self._home, self._book, _now())
+        return Response(content, media_type=media, headers=_HEADERS)
 
     def static(self, name: str) -> Response:
         """Give the style sheet, the script or the icon."""
