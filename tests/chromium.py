@@ -59,9 +59,7 @@ class Tab:
     def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Return the answer to one command; events that come in between are kept."""
         number = next(self._numbers)
-        self.socket.send(
-            json.dumps({"id": number, "sessionId": self.session, "method": method, "params": parameters})
-        )
+        self.socket.send(json.dumps({"id": number, "sessionId": self.session, "method": method, "params": parameters}))
         while True:
             message = json.loads(self.socket.recv(timeout=_ANSWER_S))
             if message.get("id") == number:

@@ -67,7 +67,9 @@ class ConsoleCentre:
         """Return a study in the queue, submitted some time ago."""
         return self.book.submit(self.centre.signed(study), by, self.now - ago)
 
-    def run(self, entry: StudyEntry, script: Script | None = None, *, killed_after: int | None = None) -> RunResult | None:
+    def run(
+        self, entry: StudyEntry, script: Script | None = None, *, killed_after: int | None = None
+    ) -> RunResult | None:
         """Run a study to its end, or until it is killed right after a round was committed."""
         folder = self.book.folder(entry.id)
         file = self.centre.signed(_study_of(folder))
@@ -143,7 +145,9 @@ class ConsoleCentre:
 
     def enrolling(self) -> StudyEntry:
         """Return a study that has waited for two days for hospitals to approve it."""
-        entry = self.submit(small_study(name="fall_risk", sites=SITES[3:]), by="jonas", ago=dt.timedelta(days=2, hours=1))
+        entry = self.submit(
+            small_study(name="fall_risk", sites=SITES[3:]), by="jonas", ago=dt.timedelta(days=2, hours=1)
+        )
         self.book.begin(entry.id, self.now)
         told = {
             "Graz": SiteStatus(state="accepted"),

@@ -26,7 +26,7 @@ from fedward_server.result import Estimate, Figures, RunResult, SiteResult
 from fedward_server.statement_page import page_of
 from fedward_server.wording import bound, number, percent
 
-__all__ = ["REASONS", "explained", "number", "render_report"]
+__all__ = ["REASONS", "explained", "number", "outcome", "render_report"]
 
 _MOST_BARS: Final = 20
 _LONGEST_TEXT: Final = 400
@@ -157,7 +157,7 @@ def render_report(result: RunResult, study: Study) -> str:
         confidence=confidence,
         started=_date(result.started_at),
         duration=_duration(result.seconds),
-        outcome=_outcome(result.reason),
+        outcome=outcome(result.reason),
         hospitals=[_hospital(name, site) for name, site in result.sites.items()],
         counts=_counts(result),
         key=[_cell(result.central, name, result) for name in _METRICS],
@@ -305,7 +305,7 @@ def explained(reason: str | None) -> tuple[str, str]:
     return sentence, _cut(reason)
 
 
-def _outcome(reason: str | None) -> str:
+def outcome(reason: str | None) -> str:
     """Return why a run ended early, as a sentence; the hospitals' own reasons stand in their table."""
     if not reason:
         return ""

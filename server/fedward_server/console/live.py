@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
+from itertools import groupby
 from statistics import median
 from typing import Final, Literal
 
@@ -81,6 +82,13 @@ class Trouble:
     sentence: str
     code: str
     for_good: bool = False
+
+    @property
+    def when(self) -> str:
+        """The rounds in words; 0 stands for the roll call."""
+        if not self.last:
+            return "at the roll call"
+        return f"round {self.first}" if self.first == self.last else f"rounds {self.first} to {self.last}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,26 +184,23 @@ def _excluded(facts: RunFacts) -> dict[str, str]:
 
 def troubles(shown: Grid) -> list[Trouble]:
     """Return each reason in a grid once, with the rounds for which it stands, the last round first."""
+    begun = max(shown.closed, shown.open or 0)
     found = []
     for row in shown.rows:
-        begun = max(shown.closed, shown.open or 0)
-        cells = [(r, c) for r, c in zip(shown.rounds, row.cells, strict=True) if r <= max(begun, 1)]
-        run: list[tuple[int, Cell]] = []
-        for round_, cell in [*cells, (0, Cell("ahead"))]:
-            if run and cell != run[-1][1]:
-                found.append(_trouble(row.site, run))
-                run = []
+        cells = list(zip(shown.rounds, row.cells, strict=True))
+        told = [(round_, cell) for round_, cell in cells if round_ <= begun] or [(0, cell) for _, cell in cells[:1]]
+        for cell, group in groupby(told, key=lambda place: place[1]):
+            rounds = [round_ for round_, _ in group]
             if cell.state in {"missed", "excluded"}:
-                run.append((round_, cell))
+                found.append(_trouble(row.site, rounds, cell))
     return sorted(found, key=lambda trouble: (-trouble.last, trouble.site))
 
 
-def _trouble(site: str, run: list[tuple[int, Cell]]) -> Trouble:
-    cell = run[0][1]
+def _trouble(site: str, rounds: list[int], cell: Cell) -> Trouble:
     sentence, code = explained(cell.reason)
     if cell.reason == _NOT_ASKED:
         sentence, code = "The hospital was not asked.", ""
-    return Trouble(site, run[0][0], run[-1][0], sentence, code, for_good=cell.state == "excluded")
+    return Trouble(site, rounds[0], rounds[-1], sentence, code, for_good=cell.state == "excluded")
 
 
 def eta(facts: RunFacts, now: datetime) -> Eta:

@@ -10,7 +10,7 @@ from fedward_server.console.curve import Curve, curve
 from fedward_server.console.facts import RunFacts
 from fedward_server.console.live import SHOWN_ROUNDS, Cost, Eta, Grid, Trouble, costs, eta, grid, troubles
 from fedward_server.console.words import ago, moment, parsed, span
-from fedward_server.report import explained
+from fedward_server.report import explained, outcome
 from fedward_server.run_status import ENDED
 
 __all__ = ["LiveView", "live_view"]
@@ -64,7 +64,7 @@ def live_view(facts: RunFacts, now: datetime, *, every: bool = False) -> LiveVie
         since=moment(status.opened_at) if status is not None and shown.open is not None else "",
         sign=f"Last sign of life {ago(status.updated_at, now)}." if status is not None and not over else "",
         silent=working and age is not None and age > _SILENT_S,
-        reason=explained(reason)[0] if reason.isidentifier() else reason,
+        reason=explained(reason)[0] if reason.isidentifier() else outcome(reason),
         live=not over,
         grid=shown,
         troubles=troubles(shown),

@@ -13,6 +13,7 @@ from fedward_server.console.words import moment
 __all__ = ["PER_LEAF", "Filter", "Leaf", "TrailLine", "leaf"]
 
 PER_LEAF: Final = 50
+_FIRST: Final = ("action", "site", "study")
 _ALREADY_SHOWN: Final = ("person", "name", "role")
 
 
@@ -98,7 +99,11 @@ def _line(entry: Entry) -> TrailLine:
         if who
         else set()
     )
-    details = tuple((key, _short(key, value)) for key, value in fields.items() if key not in shown and value)
+    details = tuple(
+        (key, _short(key, value))
+        for key, value in sorted(fields.items(), key=lambda item: (item[0] not in _FIRST, item[0]))
+        if key not in shown and value and (key, value) != ("code", "ok")
+    )
     return TrailLine(entry.number, moment(entry.at), entry.event, f"{who}{role}", details)
 
 

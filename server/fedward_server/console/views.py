@@ -15,7 +15,7 @@ from fedward_common.study_file import StudyFile
 from fedward_server.admission import counts
 from fedward_server.console.facts import RunFacts
 from fedward_server.console.words import STATES, ago, moment, parsed, span
-from fedward_server.report import explained
+from fedward_server.report import explained, outcome
 from fedward_server.roster import Entry, Waiting
 from fedward_server.wording import number
 
@@ -51,6 +51,7 @@ _PARTS: Final[Sequence[tuple[str, str, str]]] = (
     ("aggregation", "Aggregation", "how the hospitals’ updates become one model"),
     ("evaluation", "Evaluation", "how the model is judged"),
 )
+_LONG: Final = 10_000
 _APPROVE: Final = (RefusalCode.AWAITING_APPROVAL.value, "not_connected", "no_reply_before_the_deadline")
 
 
@@ -67,6 +68,7 @@ class RunLine:
     sites: int
     trouble: int
     since: str
+    ago: str
     who: str
     reason: str
     live: bool
@@ -140,9 +142,10 @@ def _run_line(facts: RunFacts, now: datetime) -> RunLine:
         planned=facts.planned,
         sites=len(facts.sites),
         trouble=len(_outside(facts)),
-        since=f"{moment(since)} ({ago(since, now)})" if parsed(since) else moment(since),
+        since=moment(since),
+        ago=ago(since, now),
         who=line.submitted_by,
-        reason=line.reason or "",
+        reason=outcome(line.reason),
         live=line.state in _LIVE,
     )
 
@@ -265,13 +268,15 @@ def _facts(value: Mapping[str, Any], above: str = "") -> Iterable[Fact]:
 
 def _shown(value: object) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(_shown(item) for item in value) or "none"
+        return ", ".join("(empty)" if item == "" else _shown(item) for item in value) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return number(value, trim=True)
+    if isinstance(value, int):
+        return f"{value:,}" if value >= _LONG else str(value)
     return "none" if value in {None, ""} else str(value)
 
 
@@ -320,4 +325,4 @@ def _left(until: str, now: datetime) -> str:
     if found is None:
         return ""
     days = days_left(found, now)
-    return "over" if days < 0 else "today" if days == 0 else "1 day left" if days == 1 else f"{days} days left"
+    return "over" if days < 0 else "today" if days == 0 else "1 day left" if days == 1 else f"{days:,} days left"
