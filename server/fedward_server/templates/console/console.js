@@ -4,7 +4,10 @@
 (() => {
   const note = document.querySelector("[data-fresh]");
   const grid = () => document.getElementById("grid-scroll");
-  if (grid()) grid().scrollLeft = grid().scrollWidth;
+  if (grid()) { // the open round, or the last one, at the right edge
+    const open = grid().querySelector("th.open");
+    grid().scrollLeft = open ? open.offsetLeft + open.offsetWidth + 8 - grid().clientWidth : grid().scrollWidth;
+  }
   if (!note) return;
   const every = 1000 * Number(note.dataset.every);
   let paused = false, said = document.querySelector("[data-now]")?.textContent;
