@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from fedward_common.certificates import certificate_expiry
-from fedward_common.errors import AccessCode, AccessError, FedwardError, UnknownStudyError
+from fedward_common.errors import AccessCode, AccessError, FedwardError, Refusal, UnknownStudyError
 from fedward_server.centre import load_centre, roster_of
 from fedward_server.console.facts import DOWNLOADS, RunFacts, read_facts
 from fedward_server.console.live_page import live_view
@@ -62,6 +62,10 @@ _HEADERS: Final = {
     "x-frame-options": "DENY",
 }
 _OPENED: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+_UNTRUSTED: Final = (
+    "Nothing is shown or decided until somebody has looked, because nothing could be written down.",
+    "At the centre’s computer, fedward server audit verify says what is wrong.",
+)
 _PATH: Final = re.compile(r"/(?!/)[\w./?=&%+-]*", re.ASCII)
 
 
@@ -380,18 +384,23 @@ class _Console:
                 caller = self._desk.admit(Call(session.token, peer, action, run), check)
                 self._sessions.open(number, run)
             return answer(_Visit(caller, session, number, peer))
-        except AccessError as error:
-            return self._turned_away(number, error)
-        except UnknownStudyError as error:
-            return _problem(404, "There is no such study", error.message, "Start from the list of studies.")
         except FedwardError as error:
-            return _problem(409, "This was not done", error.message, error.remedy)
+            return self._turned_away(number, error)
 
-    def _turned_away(self, number: str, error: AccessError) -> Response:
-        if error.reason is AccessCode.FORBIDDEN:
-            return _problem(403, "Your role does not include this", error.message, error.remedy)
-        self._sessions.end(number)
-        return self._door("/", 401, error)
+    def _turned_away(self, number: str, error: FedwardError) -> Response:
+        if isinstance(error, AccessError) and error.reason is not AccessCode.FORBIDDEN:
+            self._sessions.end(number)
+            return self._door("/", 401, error)
+        if isinstance(error, Refusal):
+            return _problem(503, "The centre’s log cannot be trusted", *_UNTRUSTED)
+        kinds = (
+            (AccessError, 403, "Your role does not include this"),
+            (UnknownStudyError, 404, "There is no such study"),
+        )
+        for kind, status, title in kinds:
+            if isinstance(error, kind):
+                return _problem(status, title, error.message, error.remedy or "Start from the list of studies.")
+        return _problem(409, "This was not done", error.message, error.remedy)
 
     def _facts(self, id_: str) -> tuple[StudyEntry, RunFacts]:
         entry = self._book.entry(id_)
