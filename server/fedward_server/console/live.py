@@ -61,7 +61,7 @@ class Grid:
         rounds: the columns, ascending.
         rows: the hospitals, in the study's order.
         hidden: earlier rounds that are not shown.
-        open: the round that is open now; None between rounds and after the last.
+        open: the round that is open now, 0 for the roll call; None between rounds and after the last.
         closed: how many rounds are over.
     """
 
@@ -115,11 +115,13 @@ class Eta:
 
 
 def open_round(facts: RunFacts) -> int | None:
-    """Return the round that is open; None where none is, or where the status is older than the last commit."""
+    """Return the open round, 0 for the roll call; None where none is, or the status is older than the last commit."""
     status = facts.status
-    if status is None or facts.result is not None or status.state in ENDED or status.round <= len(facts.closed):
+    if status is None or facts.result is not None or status.state in ENDED:
         return None
-    return status.round
+    if status.state == "enrolling" and not status.round:
+        return 0
+    return status.round if status.round > len(facts.closed) else None
 
 
 def grid(facts: RunFacts, *, shown: int = SHOWN_ROUNDS) -> Grid:
@@ -134,6 +136,8 @@ def grid(facts: RunFacts, *, shown: int = SHOWN_ROUNDS) -> Grid:
     last = min(max(begun, shown), max(facts.planned, begun))
     first = max(1, last - shown + 1)
     rounds = tuple(range(first, last + 1))
+    if current == 0:
+        rounds = (0, *rounds)
     rows = tuple(
         Row(
             site,
@@ -146,7 +150,7 @@ def grid(facts: RunFacts, *, shown: int = SHOWN_ROUNDS) -> Grid:
 
 
 def _cell(facts: RunFacts, site: str, round_: int, current: int | None) -> Cell:
-    if round_ <= len(facts.closed):
+    if 0 < round_ <= len(facts.closed):
         entry = facts.closed[round_ - 1]
         if site in entry.sites:
             return Cell("accepted")
@@ -161,13 +165,16 @@ def _cell(facts: RunFacts, site: str, round_: int, current: int | None) -> Cell:
 
 
 def _open_cell(facts: RunFacts, site: str) -> Cell:
-    told = facts.status.sites.get(site) if facts.status is not None else None
-    if told is None:
+    status = facts.status
+    told = status.sites.get(site) if status is not None else None
+    if status is None or told is None:
         return Cell("excluded", _excluded(facts)[site]) if site in _excluded(facts) else Cell("waiting")
     match told.state:
         case "waiting" | "accepted":
             return Cell(told.state)
         case "missed":
+            return Cell("missed", told.reason or "")
+        case "absent" if not status.round:
             return Cell("missed", told.reason or "")
         case _:
             return Cell("excluded", told.reason or _excluded(facts).get(site, _NOT_ASKED))

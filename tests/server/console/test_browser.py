@@ -1,4 +1,4 @@
-"""The console in a real browser: no complaint, no sideways scrolling, every control by keyboard, with and without script.
+"""The console in a real browser: no complaint, no sideways scrolling, all by keyboard, with and without script.
 
 Pictures of every page go to the folder that FEDWARD_SCREENSHOTS names.
 """
@@ -119,7 +119,8 @@ def test_a_page_fits_its_screen_and_the_browser_has_no_complaint(
 def test_the_tab_key_reaches_every_control_in_order_and_shows_where_it_is(visit: Visit, page: str) -> None:
     visit.tab.look(DESKTOP)
     visit.go(page)
-    wanted = f"""[...document.querySelectorAll("{FOCUSABLE}")].filter(e => e.checkVisibility() && !e.closest('details:not([open]) > :not(summary)'))"""
+    wanted = f"""[...document.querySelectorAll("{FOCUSABLE}")].filter(
+        e => e.checkVisibility() && !e.closest('details:not([open]) > :not(summary)'))"""
     visit.tab.run(f"window.wanted = {wanted}; window.reached = []; true")
     count = visit.tab.run("wanted.length")
 
@@ -151,12 +152,9 @@ def test_every_control_has_a_name(visit: Visit) -> None:
         visit.go(page)
         nodes = visit.tab.ask("Accessibility.getFullAXTree")["nodes"]
         kinds = {"link", "button", "textbox", "searchbox", "combobox", "image", "table", "region"}
-        nameless = [
-            node["role"]["value"]
-            for node in nodes
-            if node.get("role", {}).get("value") in kinds and not node["ignored"] and not node["name"]["value"]
-        ]
-        assert nameless == [], page
+        told = [node for node in nodes if not node["ignored"] and node["role"]["value"] in kinds]
+        assert len(told) >= 6
+        assert [node["role"]["value"] for node in told if not node["name"]["value"]] == [], page
 
 
 def test_the_grid_is_told_in_words_too(visit: Visit) -> None:
@@ -217,8 +215,9 @@ def test_a_page_keeps_itself_fresh_without_taking_the_focus_away(
     told = dict.fromkeys(("Graz", "Ulm"), SiteStatus(state="accepted")) | {"Zurich": SiteStatus(state="waiting")}
     opened = dt.datetime.now(dt.UTC).isoformat()
     centre.says(entry, "running", told, round=1, opened_at=opened, updated_at=opened)
-    changed = """new Promise(done => { const look = () => document.querySelector('.now').textContent.startsWith('Round 1')
-        ? done(true) : setTimeout(look, 100); look(); })"""
+    changed = """new Promise(done => { const look = () =>
+        document.querySelector('.now').textContent.startsWith('Round 1') ? done(true) : setTimeout(look, 100);
+        look(); })"""
 
     assert visit.tab.run(changed)
     assert visit.tab.run("document.activeElement.id") == "grid-scroll"
@@ -260,11 +259,11 @@ def test_log_in_and_error_pages_are_photographed_too(
     lively: tuple[ConsoleCentre, StudyEntry, Visit], album: Path
 ) -> None:
     _, _, visit = lively
-    for size in SIZES:
-        visit.tab.look(SIZES[size])
+    for name, size in SIZES.items():
+        visit.tab.look(size)
         visit.tab.go(f"{visit.address}/runs/nobody")
-        visit.tab.picture(album / f"no-such-study-{size}.png")
-        assert visit.tab.run("document.documentElement.scrollWidth") == SIZES[size][0]
+        visit.tab.picture(album / f"no-such-study-{name}.png")
+        assert visit.tab.run("document.documentElement.scrollWidth") == size[0]
     visit.log_in("wrong")
     visit.tab.picture(album / "log-in-refused-desktop.png")
     assert "Not logged in" in visit.tab.run("document.querySelector('[role=alert]').textContent")

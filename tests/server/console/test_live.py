@@ -61,6 +61,16 @@ def test_who_never_enrolled_is_excluded_from_every_round(facts: dict[str, RunFac
     ]
 
 
+def test_the_roll_call_is_a_column_of_its_own_while_it_lasts(facts: dict[str, RunFacts]) -> None:
+    enrolling = facts["enrolling"]
+
+    assert grid(enrolling).rounds == (0, 1, 2, 3)
+    assert signs(enrolling) == {"Graz": "✓···", "Ulm": "…···", "Zurich": "!···"}
+    assert [(t.site, t.when, t.code) for t in troubles(grid(enrolling))] == [
+        ("Zurich", "at the roll call", "awaiting_approval")
+    ]
+
+
 def test_a_row_counts_all_its_rounds(facts: dict[str, RunFacts]) -> None:
     rows = {row.site: row.accepted for row in grid(facts["running"], shown=2).rows}
 
@@ -91,7 +101,7 @@ def test_a_reason_is_told_once_with_its_rounds_and_the_last_first(facts: dict[st
 
 
 def test_each_state_has_a_sign_and_a_word_of_its_own() -> None:
-    cells = [Cell(state) for state in ("accepted", "missed", "excluded", "waiting", "ahead")]  # type: ignore[arg-type]
+    cells = [Cell(state) for state in ("accepted", "missed", "excluded", "waiting", "ahead")]
 
     assert len({cell.sign for cell in cells}) == len({cell.word for cell in cells}) == 5
 
@@ -105,10 +115,11 @@ def test_a_site_s_epsilon_is_that_of_the_rounds_it_was_asked_for(facts: dict[str
     assert running.file is not None
     privacy = running.file.study.privacy
     assert isinstance(privacy, DpSgd)
-    assert privacy.noise_multiplier is not None
+    noise, delta = privacy.noise_multiplier, privacy.delta
+    assert noise is not None
 
     def after(rounds: int) -> float:
-        return epsilon_of([Spend(privacy.noise_multiplier, 1.0, 2 * rounds)], privacy.delta)
+        return epsilon_of([Spend(noise, 1.0, 2 * rounds)], delta)
 
     assert spent(running, "Aachen") == pytest.approx(after(7))
     assert spent(running, "Graz") == pytest.approx(after(7))  # asked in round 2 too, and trained: its reply was late
