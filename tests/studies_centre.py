@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedward_common.signing import create_key, public_text
@@ -15,7 +18,7 @@ from fedward_server.studies.book import StudyBook
 from tests.builders import SITES, small_study
 from tests.candidates import NOW, Candidate
 
-__all__ = ["NOW", "StudiesCentre"]
+__all__ = ["NOW", "InProcess", "StudiesCentre"]
 
 
 @dataclass
@@ -41,3 +44,20 @@ class StudiesCentre:
     def signed(self, study: Study | None = None, **changes: object) -> StudyFile:
         """Return a study file that the centre takes."""
         return StudyFile(study or small_study(**changes)).signed(self.key)
+
+
+@dataclass
+class InProcess:
+    """Asks an ASGI application in this process; one that breaks answers as its server would."""
+
+    app: Any
+
+    def request(self, method: str, path: str, **more: Any) -> httpx.Response:
+        """Return the answer to one request."""
+
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8470") as client:
+                return await client.request(method, path, **more)
+
+        return asyncio.run(ask())

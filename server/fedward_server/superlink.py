@@ -254,13 +254,16 @@ def _server(app: AsgiApp, tls: SuperLinkConfig | None) -> uvicorn.Server:
 
 
 async def _serve(app: FastAPI, config: SuperLinkConfig, sockets: list[socket.socket]) -> None:
+    from fedward_server import fleet_flower_adapter, runtime_flower_adapter  # noqa: PLC0415  (see _run)
 
+    runtime_flower_adapter.keep_runs(app)
     fleet, runtime = "/v1/fleet/", "/v1/runtime/"
     to_sites, to_centre = Doorbell(secrets.randbits(48)), Doorbell(secrets.randbits(48))
     public = Waiting(fleet + "pull-messages", to_sites, fleet + "push-messages", to_centre)
     private = Waiting(runtime + "pull-messages", to_centre, runtime + "push-messages", to_sites)
     outside, warden = _public_app(app, config, public)
-    servers = [_server(VersionHeader(outside), config), _server(RouteFilter(app, PRIVATE_ROUTES, private), None)]
+    inside = RouteFilter(app, PRIVATE_ROUTES, private, resuming=fleet_flower_adapter.RESUMING.set)
+    servers = [_server(VersionHeader(outside), config), _server(inside, None)]
     stopping = asyncio.Event()
 
     def stop() -> None:

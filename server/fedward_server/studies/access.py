@@ -18,7 +18,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +96,16 @@ class Access:
         self._key = secrets.token_bytes(32)
         self._verified: OrderedDict[bytes, str] = OrderedDict()
 
-    def issue(self, name: str, role: Role, now: dt.datetime, *, days: int = TOKEN_DAYS) -> str:
-        """Return a new token, the only copy of it.
+    def issue(
+        self,
+        name: str,
+        role: Role,
+        now: dt.datetime,
+        *,
+        days: int = TOKEN_DAYS,
+        before: Callable[[], object] = lambda: None,
+    ) -> str:
+        """Return a new token, the only copy of it; `before` is called once nothing stands against it.
 
         Raises:
             AccessError: ``forbidden``: `name` is no name, or has a valid token.
@@ -121,11 +129,12 @@ class Access:
                 expires_at=_stamp(now + dt.timedelta(days=days)),
                 hash=_hashed(secret),
             )
+            before()
             self._write((*grants, grant))
         return f"{number}.{secret}"
 
-    def revoke(self, name: str, now: dt.datetime) -> int:
-        """Let no token of `name` count any more, from this moment on; return how many did.
+    def revoke(self, name: str, now: dt.datetime, *, before: Callable[[], object] = lambda: None) -> int:
+        """Let no token of `name` count any more, from this moment on; return how many did. `before` as in `issue`.
 
         Raises:
             AccessError: ``forbidden``: nobody of this name has a valid one.
@@ -136,6 +145,7 @@ class Access:
             if not valid:
                 msg = f"{name[:63]!r} has no valid token"
                 raise AccessError(AccessCode.FORBIDDEN, msg, remedy="fedward server access list shows all of them")
+            before()
             end = {"revoked_at": _stamp(now)}
             self._write(tuple(g.model_copy(update=end) if g.number in valid else g for g in grants))
         return len(valid)

@@ -40,11 +40,11 @@ from fedward_server.studies.book import StudyBook, StudyEntry
 from fedward_server.studies.centre_log import centre_log
 from fedward_server.studies.desk import Call, Desk, code_of
 from fedward_server.studies.lifecycle import Wish, after_wish
+from fedward_server.studies.remote import PREFIX
 from fedward_server.studies.rights import Action
 
-__all__ = ["FILES", "HOLD_OUTS", "PREFIX", "build_api"]
+__all__ = ["FILES", "HOLD_OUTS", "build_api"]
 
-PREFIX: Final = "/api/v1"
 HOLD_OUTS: Final = "hold-outs"
 """Folder of the centre with files of central rows; a call names one of them and no other path."""
 

@@ -230,10 +230,12 @@ class StudyBook:
         return found
 
     def explain(self, id_: str, reason: str | None) -> None:
-        """Note why a study waits, where that is news."""
+        """Note why a study waits in the queue, where that is news."""
+        if self.entry(id_).reason == reason:
+            return
         with self._transaction() as database:
             entry = self._one(database, id_)
-            if entry.live and entry.reason != reason:
+            if entry.state == "queued":
                 self._set(database, entry, reason=reason)
 
     def end(self, id_: str, state: EndState, reason: str | None, now: dt.datetime) -> StudyEntry:

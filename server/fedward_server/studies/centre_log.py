@@ -23,10 +23,10 @@ def stamp() -> str:
 
 
 def note(home: Path, event: str, **fields: Value) -> None:
-    """Write down what somebody at this computer decides; `account` is who.
+    """Write down what happens at this computer; unless `person` says who decided it, that is `account`.
 
     Raises:
         Refusal: ``audit_untrusted``: the log is not whole; nothing may be decided then.
         InstallationError: the disk does not take it.
     """
-    centre_log(home).append(event, at=stamp(), person=account(), **fields)
+    centre_log(home).append(event, at=stamp(), **{"person": account()} | fields)

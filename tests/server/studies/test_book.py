@@ -27,8 +27,8 @@ def centre(tmp_path: Path) -> StudiesCentre:
     return StudiesCentre(tmp_path / "centre")
 
 
-def submitted(centre: StudiesCentre, **changes: object) -> StudyEntry:
-    return centre.book.submit(centre.signed(**changes), "ann", NOW)
+def submitted(centre: StudiesCentre, name: str = "small") -> StudyEntry:
+    return centre.book.submit(centre.signed(name=name), "ann", NOW)
 
 
 # -------------------------------------------------------------------------------------------------------- submission
