@@ -115,6 +115,18 @@ def test_a_page_fits_its_screen_and_the_browser_has_no_complaint(
     assert visit.tab.run(beyond) == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_a_phone_breaks_no_text_into_single_letters(visit: Visit, page: str) -> None:
+    visit.tab.look(PHONE)
+    visit.go(page)
+    squeezed = """[...document.querySelectorAll('main :is(.badge, .sub, a, th, td, dd, p, code)')].filter(
+        e => e.innerText.length > 6 && e.checkVisibility() && !e.closest('.grid, .hidden, .cards thead')
+        && e.getBoundingClientRect().width < 40).map(e => e.outerHTML.slice(0, 80))"""
+
+    assert visit.tab.run(squeezed) == []
+    assert visit.tab.run("[...document.querySelectorAll('.badge')].every(e => e.getBoundingClientRect().height < 60)")
+
+
 @pytest.mark.parametrize("page", ["studies", "rounds", "contract-ended", "audit"])
 def test_the_tab_key_reaches_every_control_in_order_and_shows_where_it_is(visit: Visit, page: str) -> None:
     visit.tab.look(DESKTOP)
