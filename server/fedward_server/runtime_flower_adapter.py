@@ -22,7 +22,7 @@ from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.state.schema.corestate_models import Task as TaskModel
 from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
 from flwr.supercore.utils import uint64_to_int64
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from fedward_server.fleet_flower_adapter import RESUMING
 
@@ -40,14 +40,18 @@ INTERNAL_NAMES: Final[dict[str, str]] = {
     "flwr.supercore.object_store": "NoObjectInStoreError ObjectStore.delete ObjectStore.get"
     " ObjectStore.get_object_tree",
     "flwr.supercore.state.schema.corestate_models": "Task.active_until Task.task_id",
-    "flwr.supercore.state.schema.linkstate_models": "MessageIns.message_id MessageRes.delivered_at"
-    " MessageRes.message_id MessageRes.reply_to_message_id",
+    "flwr.supercore.state.schema.linkstate_models": "MessageIns.created_at MessageIns.message_id MessageIns.ttl"
+    " MessageRes.created_at MessageRes.delivered_at MessageRes.message_id MessageRes.reply_to_message_id"
+    " MessageRes.ttl",
     "flwr.supercore.utils": "uint64_to_int64",
 }
 """Module and names of all that is used here beyond Flower's public API."""
 
 LEASE_S: Final = 7 * 86400.0
 """A run outlives its coordinator for this long: a machine may stay off over a long weekend."""
+
+
+_GRACE_S: Final = 300.0
 
 
 def keep_runs(app: FastAPI) -> None:
@@ -122,23 +126,30 @@ class _LastingState:
 
 
 def _hand_out_again(state: SqlLinkState, asked: set[str]) -> None:
-    """Let the replies to `asked` be fetched once more that were handed out and not confirmed.
+    """Let the replies to `asked` be fetched that came in time, also once more, and however long nobody fetched them.
 
-    Confirming a reply deletes its objects, so what is confirmed is never handed out again.
+    Confirming a reply deletes it, so what is confirmed is never handed out again.
     """
-    query = select(MessageRes.message_id).where(
-        MessageRes.reply_to_message_id.in_(asked), MessageRes.delivered_at != ""
+    query = select(MessageRes.message_id, MessageRes.reply_to_message_id).where(
+        MessageRes.reply_to_message_id.in_(asked)
     )
     with state.session() as session:
-        lost = [message for message in session.scalars(query) if message and message in state.object_store]
-        if lost:
-            session.execute(update(MessageRes).where(MessageRes.message_id.in_(lost)).values(delivered_at=""))
+        kept = [
+            (reply, question) for reply, question in session.execute(query) if reply and reply in state.object_store
+        ]
+        for table, names in ((MessageRes, [reply for reply, _ in kept]), (MessageIns, [name for _, name in kept])):
+            until = now().timestamp() + _GRACE_S - table.created_at
+            session.execute(update(table).where(table.message_id.in_(names)).values(ttl=func.max(table.ttl, until)))
+        session.execute(
+            update(MessageRes).where(MessageRes.message_id.in_([reply for reply, _ in kept])).values(delivered_at="")
+        )
 
 
 def _drop_torn(state: SqlLinkState, asked: set[str]) -> None:
     """Take out those of `asked` whose upload a kill cut short: nobody has the rest, and no site can read them.
 
-    The coordinator hears that they are unavailable, and asks anew.
+    The coordinator hears that they are unavailable, and asks anew; a site that waits for the rest hears that there is
+    none.
     """
     answered = select(MessageRes.reply_to_message_id)
     query = select(MessageIns.message_id).where(
@@ -147,6 +158,8 @@ def _drop_torn(state: SqlLinkState, asked: set[str]) -> None:
     with state.session() as session:
         torn = {message for message in session.scalars(query) if message and _torn(state, message)}
     state.delete_messages(torn)
+    for message in torn:
+        state.object_store.delete(message)
 
 
 def _torn(state: SqlLinkState, message_id: str) -> bool:

@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
-from fedward_common.errors import CoordinatorError
+from fedward_common.errors import CoordinatorError, Refusal
 from fedward_common.packing import PART_BYTES
 from fedward_server import runtime_flower_adapter, session_flower_adapter
 from fedward_server.grid_flower_adapter import CoordinatorGrid
@@ -169,6 +170,39 @@ def test_a_message_whose_upload_was_cut_short_is_said_to_be_unavailable(
     with coordinator(superlink, ticket) as second:
         (reply,) = second.grid.pull_messages(named)
     assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+
+
+def test_a_site_does_not_wait_for_the_rest_of_a_message_that_was_cut_short(
+    superlink: SuperLinkProcess, site: Site, ticket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[str] = []
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with coordinator(superlink, ticket) as first:
+        message = Message(large(PART_BYTES // 8 + 3), site.node, "train", ttl=60)
+        monkeypatch.setattr(first.grid._runtime_client, "PushObject", killed)
+        with pytest.raises(KeyboardInterrupt):
+            first.grid.push_named([message], named.extend)
+    incoming = site.fleet.receive()
+    assert incoming is not None
+    with coordinator(superlink, ticket) as second, ThreadPoolExecutor() as pool:
+        fetched = pool.submit(site.fleet.fetch, incoming)
+        assert await_reply(second.grid, named[0]).error.code == ErrorCode.MESSAGE_UNAVAILABLE
+        with pytest.raises(Refusal, match="objects are missing"):
+            fetched.result(30)
+
+
+def test_a_reply_that_came_in_time_is_there_however_late_it_is_fetched(
+    superlink: SuperLinkProcess, site: Site, ticket: Path
+) -> None:
+    with coordinator(superlink, ticket) as first:
+        (asked,) = first.grid.push_messages([Message(small(), site.node, "train", ttl=2)])
+        site.answer(small(9))
+        time.sleep(2.5)
+    with coordinator(superlink, ticket) as second:
+        assert await_reply(second.grid, asked).content == small(9)
 
 
 def test_a_message_that_is_on_its_way_stays(superlink: SuperLinkProcess, site: Site, ticket: Path) -> None:

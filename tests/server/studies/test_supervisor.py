@@ -29,10 +29,11 @@ SITES = ("east", "north", "south", "west")
 
 
 class Up:
-    """``fedward server up`` in `home`, ended on leaving."""
+    """``fedward server up`` in `home`, entered once it is ready if that is wanted, ended on leaving."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, ready: bool = True) -> None:
         self._home = home
+        self._wait = ready
         self._stack = contextlib.ExitStack()
         self.events: list[dict[str, Any]] = []
 
@@ -45,6 +46,8 @@ class Up:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        if self._wait:
+            until(lambda: {"event": "ready"} in self.events)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,17 +63,13 @@ class Up:
         for line in self.process.stdout or ():
             self.events.append(json.loads(line))
 
-    def ready(self) -> Self:
-        until(lambda: {"event": "ready"} in self.events)
-        return self
-
     @property
     def console(self) -> str:
         port = next(event["port"] for event in self.events if event.get("process") == "console")
         return f"http://127.0.0.1:{port}"
 
 
-def until(met: Callable[[], object], seconds: float = 90.0) -> None:
+def until(met: Callable[[], object], seconds: float = 60.0) -> None:
     """Return once `met` says so; how long that takes decides nothing, only that it does not come at all."""
     end = time.monotonic() + seconds
     while not met():
@@ -107,7 +106,7 @@ def starts(centre: StudiesCentre, id_: str) -> list[int]:
 
 def test_studies_go_through_the_queue_to_their_ends(centre: StudiesCentre) -> None:
     ids = {name: submit(centre, name) for name in ("quick", "faulty", "mortal")}
-    with Up(centre.home).ready() as up:
+    with Up(centre.home) as up:
         until(lambda: not any(entry.live for entry in centre.book.entries()))
         ends = {name: state(centre, id_) for name, id_ in ids.items()}
         answer = httpx.get(f"{up.console}/api/v1/health", trust_env=False)
@@ -125,7 +124,7 @@ def test_studies_go_through_the_queue_to_their_ends(centre: StudiesCentre) -> No
 
 
 def test_a_second_one_is_refused_and_the_first_goes_on(centre: StudiesCentre) -> None:
-    with Up(centre.home).ready() as up:
+    with Up(centre.home) as up:
         command = [sys.executable, "-m", "fedward_server.studies.supervisor", "--home", str(centre.home)]
         second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
@@ -142,18 +141,18 @@ def test_a_second_one_is_refused_and_the_first_goes_on(centre: StudiesCentre) ->
 
 def test_what_ran_goes_on_after_a_stop_and_after_a_kill(centre: StudiesCentre) -> None:
     id_ = submit(centre, "patient")
-    with Up(centre.home).ready():
+    with Up(centre.home):
         until(lambda: len(starts(centre, id_)) == 1 and state(centre, id_) == "running")
     assert state(centre, id_) == "queued"
     assert "next start" in (centre.book.entry(id_).reason or "")
 
-    with Up(centre.home).ready() as up:
+    with Up(centre.home) as up:
         until(lambda: len(starts(centre, id_)) == 2 and state(centre, id_) == "running")
         up.process.kill()
         up.process.wait()
     assert state(centre, id_) == "running"  # nobody was left to note it, and nobody answers
 
-    with Up(centre.home).ready():
+    with Up(centre.home):
         until(lambda: len(starts(centre, id_)) == 3 and state(centre, id_) == "running")
         centre.book.wish(id_, "stop", "olga", dt.datetime.now(dt.UTC))
         until(lambda: state(centre, id_) == "interrupted")
@@ -168,7 +167,7 @@ def _is_double(pid: int) -> bool:
 @pytest.mark.parametrize("name", ["launcher", "console"])
 def test_a_service_that_is_killed_comes_back_and_no_run_ends(centre: StudiesCentre, name: str) -> None:
     id_ = submit(centre, "patient")
-    with Up(centre.home).ready():
+    with Up(centre.home):
         until(lambda: state(centre, id_) == "running" and starts(centre, id_))
         before = read_state(centre.home)
         assert before is not None
@@ -189,7 +188,7 @@ def test_a_service_that_is_killed_comes_back_and_no_run_ends(centre: StudiesCent
 
 def test_wrong_settings_of_the_launcher_end_it_with_code_2(centre: StudiesCentre) -> None:
     (centre.home / "secret").write_bytes(b"short")
-    with Up(centre.home) as up:
+    with Up(centre.home, ready=False) as up:
         until(lambda: up.process.poll() is not None)
 
     assert up.process.returncode == 2
