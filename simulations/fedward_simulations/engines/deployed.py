@@ -69,7 +69,7 @@ class Deployed:
         InstallationError: a process does not come up within a minute; the message names its log.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what a campaign of faults may change)
         self,
         homes: Mapping[str, Path],
         logs: Path,

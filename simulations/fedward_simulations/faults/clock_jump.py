@@ -4,9 +4,9 @@
 
 The process's time of day is another (Debian's libfaketime); monotonic time is not touched, as by a person who sets a
 clock. While a site's clock is wrong the SuperLink does not believe its signatures, and the site says in its log what to
-look at; set right, it goes on, and no update is lost. Where the SuperLink's own clock jumps forth, messages seem too old
-to it: the sites are asked once more, those that have paid lose the round, and nobody pays twice. The coordinator's own
-clock is tested with an injected one (tests/server/test_open_rounds.py): it looks at it only when it takes over a round.
+look at; set right, it goes on, and no update is lost. What a jump of the SuperLink's own clock costs is counted: nobody
+may pay twice, and the run must reach its end. The coordinator's clock is tested with an injected one
+(tests/server/test_open_rounds.py): it looks at the time of day only when it takes over a round.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -74,11 +73,6 @@ class ClockJump(Fault):
         log = (scene.logs / f"{self.who}.log").read_text(encoding="utf-8", errors="replace")
         self.notes["lines_that_name_the_clock"] = sum(_WORDS in line for line in log.split("\n"))
         self._set(0)
-
-    @contextmanager
-    def around(self) -> Iterator[None]:
-        """Do nothing more."""
-        yield
 
 
 def _of_site(_: Fault, result: RunResult) -> list[str]:
