@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -27,7 +27,7 @@ from fedward_common.study_file import Signature, StudyFile
 from fedward_server.aggregation import aggregator_for
 from fedward_server.checkpoint import encode_tensors, write_atomically
 from fedward_server.evaluation import HoldOut, Predictor, final_metrics, point_metrics, roc_curve
-from fedward_server.journal import Progress, Seat
+from fedward_server.journal import Progress, Record, RoundLog, Seat, Values
 from fedward_server.privacy_statement import dump_statement, statement_of
 from fedward_server.result import Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef, with_late
 from fedward_server.resume import Logbook, Standing, beginning, finished, held, standing
@@ -63,28 +63,44 @@ class TailMean:
         return mean
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A log that tells somebody what it has written."""
+
+    log: RoundLog
+    told: Callable[[Record], None]
+
+    def write(self, record: Record, values: Values | None = None) -> None:
+        """See `RoundLog.write`."""
+        self.log.write(record, values)
+        self.told(record)
+
+
 @dataclass
 class Coordinator:
     """The centre's side of one run.
 
     Args:
         study: the contract, its noise calibrated.
-        hold_out: central rows.
+        hold_out: central rows; None: the model is not judged.
         predictor: gives probabilities for the hold-out.
         folder: where ``study.json``, ``checkpoint.safetensors``, ``model.safetensors``, ``privacy.json`` and
             ``result.json`` go, and ``journal.fedward`` until the run has ended.
         engine: its name, for the result.
         listener: told of every round as soon as it is committed.
+        told: told of every step as soon as it is on the disk.
         clock: monotonic seconds, for the rounds' deadlines.
         wall: Unix seconds, for the deadline of a round that another process opened.
         signatures: over the study, as its file has them; every site is sent them.
         resumable: keep a journal, so that another process goes on where this one is killed. False where the sites end
             with this process.
+        unfit: sites that are not asked to take part at all, each with the reason: those of releases that do not work
+            with this one (`fedward_server.roster.Roster.outside`).
     """
 
     study: Study
-    hold_out: HoldOut
-    predictor: Predictor
+    hold_out: HoldOut | None
+    predictor: Predictor | None
     folder: Path
     engine: str
     listener: Listener = lambda _: None
@@ -93,6 +109,8 @@ class Coordinator:
     wall: Callable[[], float] = time.time
     signatures: tuple[Signature, ...] = ()
     resumable: bool = True
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    told: Callable[[Record], None] = lambda _: None
     _released: Weights | None = None
     _closed: list[RoundResult] = field(default_factory=list)
     _steps: dict[str, int] = field(default_factory=dict)
@@ -149,7 +167,7 @@ class Coordinator:
             clock=self.clock,
             wall=self.wall,
             signatures=self.signatures,
-            log=book,
+            log=_Told(book, self.told),
         )
         status: Status = "completed"
         reason: str | None = None
@@ -185,11 +203,16 @@ class Coordinator:
                 seconds=round(closed.seconds, 4),
                 epsilon=next(epsilons) if epsilons else None,
                 loss=closed.loss,
-                central=dict(point_metrics(self.study, self.hold_out, self.predictor(released))),
+                central=self._judged(released),
             )
             self._commit(loop, closed, entry, tail, released, book, start.progress.started)
             self._released = released
             self.listener(entry)
+
+    def _judged(self, weights: Weights) -> dict[str, float]:
+        if self.hold_out is None or self.predictor is None:
+            return {}
+        return dict(point_metrics(self.study, self.hold_out, self.predictor(weights)))
 
     def _restore(self, loop: RoundLoop, start: Standing) -> TailMean:
         """Take over what an earlier process knew, the roll call aside; return the mean of the last models."""
@@ -206,6 +229,7 @@ class Coordinator:
         """Call the roll if nobody has; of a run whose rounds are over, nobody is asked anything."""
         seats = start.progress.seats
         if not seats:
+            loop.excluded |= {site: why for site, why in self.unfit.items() if site in self.study.sites}
             loop.enrol()
         elif len(self._closed) < self.study.training.rounds:
             loop.seat(seats)
@@ -257,7 +281,7 @@ class Coordinator:
         self, loop: RoundLoop, status: Status, reason: str | None, started: datetime, seconds: float
     ) -> RunResult:
         central, roc, model, released = {}, {}, None, self._released
-        if released is not None:
+        if released is not None and self.hold_out is not None and self.predictor is not None:
             scores = self.predictor(released)
             central = {k: Estimate.of(v) for k, v in final_metrics(self.study, self.hold_out, scores).items()}
             roc = dict(
@@ -267,6 +291,7 @@ class Coordinator:
                     strict=True,
                 )
             )
+        if released is not None:
             model = self._release(released)
         privacy = self.study.privacy
         return RunResult(

@@ -69,11 +69,15 @@ Objects = dict[str, inflatable_object.InflatableObject]
 
 
 class _DoorbellInterceptor:
-    """Lets our SuperLink hold a request for messages until there is one, at most `wait_ms` milliseconds."""
+    """Lets our SuperLink hold a request for messages until there is one, at most `wait_ms` milliseconds.
 
-    def __init__(self, wait_ms: int) -> None:
+    With `resuming`, the first request asks as well for what a former session was handed and has not confirmed.
+    """
+
+    def __init__(self, wait_ms: int, *, resuming: bool = False) -> None:
         self._wait_ms = str(wait_ms)
         self._seen = ""
+        self._resuming = resuming
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
         """Send the request; if it asks for messages, say which have been seen."""
@@ -81,7 +85,10 @@ class _DoorbellInterceptor:
             return call_next(context)
         if self._seen:
             context.request.headers.update({"fedward-seen": self._seen, "fedward-wait-ms": self._wait_ms})
+        if self._resuming:
+            context.request.headers["fedward-resume"] = "1"
         response = call_next(context)
+        self._resuming = self._resuming and not response.is_success
         self._seen = response.headers.get("fedward-seen", "")
         return response
 
@@ -98,8 +105,14 @@ class _Later:
         """Run `call` soon."""
         self._calls.put(call)
 
-    def close(self) -> None:
+    def drain(self) -> None:
         """Wait for the calls so far, for 2 s at most."""
+        done = threading.Event()
+        self._calls.put(done.set)
+        done.wait(_LEAVING_S)
+
+    def close(self) -> None:
+        """Wait for the calls so far, for 2 s at most; there are no more."""
         self._calls.put(None)
         self._thread.join(_LEAVING_S)
 
@@ -121,18 +134,19 @@ class CoordinatorGrid(HttpGrid):
     where objects take three at either end. To all others, and for all larger content, objects are uploaded.
     """
 
-    def __init__(self, address: str, token: str, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, address: str, token: str, *, patience_s: float = PATIENCE_S, resuming: bool = False) -> None:
         super().__init__(runtime_api_address=address, insecure=True, token=token)
         self._retry_invoker = patient(patience_s)
         self._connect()
         client = self._runtime_client
-        client._interceptors = (*client._interceptors, _DoorbellInterceptor(_WAIT_MS))  # noqa: SLF001
+        client._interceptors = (*client._interceptors, _DoorbellInterceptor(_WAIT_MS, resuming=resuming))  # noqa: SLF001
         client._client.close()  # noqa: SLF001
         client._client = httpx.Client(  # noqa: SLF001  (as Flower's, but no proxy, and connections stay open)
             timeout=30.0, trust_env=False, limits=httpx.Limits(keepalive_expiry=60.0)
         )
         self._reads_announcements: set[int] = set()
         self._arrived: deque[tuple[ProtoMessage, ObjectTree]] = deque()
+        self._taken: list[ProtoMetadata] = []
         self._later = _Later()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -191,13 +205,15 @@ class CoordinatorGrid(HttpGrid):
         """Return a reply to one of `message_ids`, as a list that is empty if none has arrived; each is returned once.
 
         Waits for the next reply, at most 1 s, so that asking again and again costs next to nothing. Of many replies
-        that arrive together, one at a time is fetched.
+        that arrive together, one at a time is fetched. Whoever asks again says that the last reply is safe: until then
+        it is not confirmed, and a session that resumes gets it once more.
 
         Raises:
             CoordinatorError: the SuperLink does not accept the request.
             TransportError: the SuperLink stayed away for longer than the patience.
         """
         wanted = list(message_ids)
+        self.settle()
         with translated("replies cannot be fetched"):
             if not self._arrived:
                 response = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=wanted))
@@ -210,13 +226,20 @@ class CoordinatorGrid(HttpGrid):
                 self._confirm(head.metadata)  # nobody waits for it any more
         return []
 
+    def settle(self, *, wait: bool = False) -> None:
+        """Confirm what has been fetched: it is safe. With `wait`, return once that is done, after 2 s at most."""
+        while self._taken:
+            self._confirm(self._taken.pop())
+        if wait:
+            self._later.drain()
+
     def close(self) -> None:
-        """Disconnect, once what was fetched has been confirmed."""
+        """Disconnect, once what is to be confirmed has been; the last reply is not, unless `settle` was called."""
         self._later.close()
         super().close()
 
     def _fetch(self, head: ProtoMessage, tree: ObjectTree) -> Message:
-        """Return one reply and confirm it.
+        """Return one reply, to be confirmed later.
 
         All its objects are fetched, also those that are not looked at: confirming deletes them, so their sender must
         have finished uploading. Content inside the announcement is there already.
@@ -226,7 +249,7 @@ class CoordinatorGrid(HttpGrid):
             message = _decoded(head, lambda: recorddict_from_proto(head.content))
         else:
             message = self._fetch_objects(head, tree)
-        self._confirm(head.metadata)
+        self._taken.append(head.metadata)
         return message
 
     def _fetch_objects(self, head: ProtoMessage, tree: ObjectTree) -> Message:

@@ -153,10 +153,13 @@ class RoundLoop:
     def enrol(self) -> None:
         """Call the roll; afterwards `enrolments` holds who said yes, `excluded` why the others did not.
 
+        Who is in `excluded` already is not asked.
+
         Raises:
             QuorumLostError: fewer sites said yes than the study's quorum.
         """
         nodes = list(self.roster) if self.roster is not None else [int(n) for n in self.grid.get_node_ids()]
+        nodes = [node for node in nodes if self.roster is None or self.roster[node] not in self.excluded]
         roll = RollCall(self.study, self.roster, nodes)
         seconds = self.study.aggregation.deadline_seconds
         ends = self.clock() + seconds
@@ -167,8 +170,8 @@ class RoundLoop:
         self._post.out.clear()
         self.enrolments |= roll.enrolments
         out, away = roll.outcome()
-        self.excluded |= out
-        self.away |= away
+        self.away |= away - self.excluded.keys()
+        self.excluded = out | self.excluded
         self._require_quorum(len(self.enrolments), "enrolled")
         seats = tuple(Seat.of(node, enrolment) for node, enrolment in self.enrolments.items())
         self.log.write(Enrolled(seats=seats, excluded=self.excluded, away=tuple(sorted(self.away))))

@@ -34,9 +34,9 @@ from fedward_common.logs import log_json_lines
 from fedward_common.signing import load_private_key
 from fedward_server.admission import KEY_DAYS, RateLimit
 from fedward_server.enrolment import ENROLMENT_PATHS, CentreFacts, Enrolment
+from fedward_server.handshake import Handshake
 from fedward_server.roster import Roster
 from fedward_server.route_filter import AsgiApp, Doorbell, RouteFilter, SignedReplies, Switch, Waiting
-from fedward_server.version_header import VersionHeader
 from fedward_server.warden import Certificates, Warden
 
 if TYPE_CHECKING:
@@ -92,6 +92,9 @@ class SuperLinkConfig:
         key_days: days that a site's key is valid.
         enrolments_per_minute: requests to enrol or renew that one address may send in any 60 s.
         advertised: host:port under which sites reach the public listener; part of an invite.
+        console: loopback host:port of the interface for the central team; port 0 takes a free one.
+        runs_at_once: how many studies ask hospitals at the same time.
+        share_sites: whether two of them may ask the same hospital, which answers one message at a time.
     """
 
     database: Path
@@ -110,6 +113,9 @@ class SuperLinkConfig:
     key_days: int = KEY_DAYS
     enrolments_per_minute: int = 20
     advertised: str = ""
+    console: str = "127.0.0.1:8470"
+    runs_at_once: int = 2
+    share_sites: bool = False
 
     def __post_init__(self) -> None:
         if self.roster is not None and (self.roster_key is None or self.ca is None):
@@ -118,6 +124,9 @@ class SuperLinkConfig:
         if not ipaddress.ip_address(self.private_host).is_loopback:
             msg = f"private_host {self.private_host} is no loopback address"
             raise InstallationError(msg, remedy="Control and Runtime stay on this machine: use 127.0.0.1 or ::1")
+        if type(self.runs_at_once) is not int or self.runs_at_once < 1:
+            msg = f"runs_at_once {self.runs_at_once!r} lets no study run"
+            raise InstallationError(msg, remedy="1 or more")
 
 
 def load_config(path: Path) -> SuperLinkConfig:
@@ -245,13 +254,16 @@ def _server(app: AsgiApp, tls: SuperLinkConfig | None) -> uvicorn.Server:
 
 
 async def _serve(app: FastAPI, config: SuperLinkConfig, sockets: list[socket.socket]) -> None:
+    from fedward_server import fleet_flower_adapter, runtime_flower_adapter  # noqa: PLC0415  (see _run)
 
+    runtime_flower_adapter.keep_runs(app)
     fleet, runtime = "/v1/fleet/", "/v1/runtime/"
     to_sites, to_centre = Doorbell(secrets.randbits(48)), Doorbell(secrets.randbits(48))
     public = Waiting(fleet + "pull-messages", to_sites, fleet + "push-messages", to_centre)
     private = Waiting(runtime + "pull-messages", to_centre, runtime + "push-messages", to_sites)
     outside, warden = _public_app(app, config, public)
-    servers = [_server(VersionHeader(outside), config), _server(RouteFilter(app, PRIVATE_ROUTES, private), None)]
+    inside = RouteFilter(app, PRIVATE_ROUTES, private, resuming=fleet_flower_adapter.RESUMING.set)
+    servers = [_server(outside, config), _server(inside, None)]
     stopping = asyncio.Event()
 
     def stop() -> None:
@@ -283,10 +295,12 @@ def _public_app(app: FastAPI, config: SuperLinkConfig, waiting: Waiting) -> tupl
     from fedward_server.superlink_client import code_free_bundle  # noqa: PLC0415
 
     roster, resuming = open_roster(config), fleet_flower_adapter.RESUMING.set
+    visiting = fleet_flower_adapter.VISITING.set
     limits = {waiting.push: ANNOUNCEMENT_BYTES}
     if roster is None or config.ca is None:
         fleet_flower_adapter.guard(app, None)
-        return RouteFilter(app, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming), None
+        fleet = RouteFilter(app, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming)
+        return Handshake(fleet, visiting=visiting), None
     register = fleet_flower_adapter.guard(app, lambda key: roster.admitted(key, _now()))
     facts = CentreFacts(config.ca.read_bytes(), code_free_bundle().sha256, config.study_keys, config.key_days)
     limit = RateLimit(config.enrolments_per_minute, 10 * config.enrolments_per_minute)
@@ -295,11 +309,14 @@ def _public_app(app: FastAPI, config: SuperLinkConfig, waiting: Waiting) -> tupl
     signed = SignedReplies(app, waiting.push)
     fleet = RouteFilter(signed, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming)
     certificates = Certificates(config.ca, config.ca_key, config.certificate, config.certificate_key)
-    return Switch(fleet, dict.fromkeys(ENROLMENT_PATHS, enrolment)), Warden(roster, register, certificates)
+    greeted = Handshake(fleet, lambda key, release: roster.heard(key, release, _now()), visiting=visiting)
+    return Switch(greeted, dict.fromkeys(ENROLMENT_PATHS, enrolment)), Warden(roster, register, certificates)
 
 
 async def _guarded(warden: Warden, server: uvicorn.Server, stopping: asyncio.Event, bell: Doorbell) -> None:
     """Let the warden look around every two seconds, and at the calendar every hour, until the launcher stops.
+
+    A certificate that somebody has put on the disk is in use within those two seconds.
 
     Whoever has departed and waits for a message hears of it at once: `bell` lets the requests go that are held.
     """
@@ -309,9 +326,10 @@ async def _guarded(warden: Warden, server: uvicorn.Server, stopping: asyncio.Eve
         if await anyio.to_thread.run_sync(warden.look, _now()):
             bell.ring()
         if rounds % _ROUNDS_AN_HOUR == 0:
-            context = server.config.ssl
-            await anyio.to_thread.run_sync(warden.care, _now(), [context] if context else [])
+            await anyio.to_thread.run_sync(warden.care, _now())
             await anyio.to_thread.run_sync(warden.remind, _now())
+        context = server.config.ssl
+        await anyio.to_thread.run_sync(warden.refresh, [context] if context else [])
         rounds += 1
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), _LOOK_S)

@@ -1,0 +1,265 @@
+"""kill -9 of a run's process at the centre, of the SuperLink, or of both, again and again, while real sites train.
+
+    python -m fedward_simulations.faults.server_kills [--kills N] [--seed N] [--json]
+
+A whole installation on loopback runs studies of 10 rounds at 4 sites, one after another, until every kill was done.
+What is killed starts again at once, as its supervisor would start it. Each kill is aimed, by the seed, at a process and
+at a moment of its life: so long after it started, or a few milliseconds after it joined, wrote its journal or its
+checkpoint. Odd studies are private: their ledgers show what was spent twice. Even ones are not: with the same updates
+their model has the same bits, and it is compared with the model of a run that nobody disturbs. In every round every
+site must count. What is wrong is listed, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from fedward_common.errors import FedwardError
+from fedward_common.study import Study
+from fedward_server.application import AGAIN
+from fedward_simulations.engines.centre import Installation
+from fedward_simulations.engines.deployed import LoggedProcess
+from fedward_simulations.faults.kill_book import RULES, Flaw, flaws_of_site, read_book
+from fedward_simulations.federation import settle
+from fedward_simulations.run import compose_plan, run
+
+__all__ = ["ROUNDS", "Shot", "campaign", "main", "shots_of"]
+
+Target = Literal["application", "superlink", "both"]
+Aim = Literal["time", "joined", "journal", "checkpoint"]
+
+ROUNDS: Final = 10
+_STUDY: Final = (
+    "study=breast_cancer", "model=linear", "training.local_steps=4", "training.learning_rate=0.5",
+    "aggregation.deadline_seconds=120", "engine=deployed", "evaluation.bootstrap=100",
+)  # fmt: skip
+_PRIVATE: Final = ("privacy=dp", "training.sampling_rate=0.2")
+_PLAIN: Final = ("privacy=none",)
+_TARGETS: Final[Mapping[Target, int]] = {"application": 3, "superlink": 1, "both": 1}
+_AFTER_S: Final[Mapping[Aim, float]] = {"time": 6.0, "joined": 0.3, "journal": 0.05, "checkpoint": 0.05}
+_LATER: Final = 6
+_LOOK_S: Final = 0.001
+_RUN_S: Final = 900.0
+_KILLS_A_RUN: Final = 20
+_FILES: Final[Mapping[Aim, str]] = {
+    "joined": "session.json", "journal": "journal.fedward", "checkpoint": "checkpoint.safetensors",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One kill as it is planned: whom, and `delay_s` after the `count`-th such event since the application started."""
+
+    target: Target
+    aim: Aim
+    count: int
+    delay_s: float
+
+
+@dataclass
+class _Range:
+    """One study under fire.
+
+    Attributes:
+        installation: where it runs.
+        folder: the run's.
+        kills: what was done: the shot, and the round that was open.
+    """
+
+    installation: Installation
+    folder: Path
+    superlink: LoggedProcess
+    application: LoggedProcess
+    kills: list[tuple[Shot, int]] = field(default_factory=list)
+
+    def fire(self, shot: Shot) -> bool:
+        """Wait for the shot's moment and kill, then start again what was killed; False if the run ended before."""
+        seen, count, due = self._stamp(shot.aim), 0, 0.0
+        if shot.aim == "time":
+            due = time.monotonic() + shot.delay_s
+        while not due or time.monotonic() < due:
+            if self._ended():
+                return False
+            if not due and (now := self._stamp(shot.aim)) != seen:
+                seen, count = now, count + 1
+                due = time.monotonic() + shot.delay_s if count == shot.count else 0.0
+            time.sleep(_LOOK_S)
+        self.kills.append((shot, self._round()))
+        victims = {"application": [self.application], "superlink": [self.superlink]}
+        for process in victims.get(shot.target, [self.superlink, self.application]):
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        if shot.target != "application":
+            self.superlink = self.installation.start_superlink()
+        if shot.target != "superlink":
+            self.application = self.installation.start_application(self.folder)
+        return True
+
+    def finish(self) -> int | None:
+        """Return the exit code of the application once the run is over; None if it takes too long."""
+        deadline = time.monotonic() + _RUN_S
+        while time.monotonic() < deadline:
+            if self._ended():
+                return self.application.exit_code
+            time.sleep(0.05)
+        return None
+
+    def _ended(self) -> bool:
+        """Return whether the application has come to an end of its own; one that asks for it is started again."""
+        if self.application.exit_code == AGAIN:
+            self.application = self.installation.start_application(self.folder)
+        return self.application.ended
+
+    def _stamp(self, aim: Aim) -> tuple[int, int]:
+        with suppress(FileNotFoundError, KeyError):
+            found = (self.folder / _FILES[aim]).stat()
+            return found.st_mtime_ns, found.st_ino
+        return 0, 0
+
+    def _round(self) -> int:
+        with suppress(FileNotFoundError, ValueError):
+            return int(json.loads((self.folder / "status.json").read_bytes())["round"])
+        return 0
+
+
+def shots_of(kills: int, seed: int) -> list[Shot]:
+    """Return the plan: `kills` shots, drawn with the seed."""
+    draw = random.Random(seed)  # noqa: S311  (a plan, no secret)
+    return [_shot(draw) for _ in range(kills)]
+
+
+def _shot(draw: random.Random) -> Shot:
+    (target,) = draw.choices(list(_TARGETS), list(_TARGETS.values()))
+    aims: tuple[Aim, ...] = ("time", "joined", "journal", "checkpoint")
+    aim = draw.choices(aims, (2, 1, 4, 1))[0]
+    most = _LATER if aim == "journal" else 2 if aim == "joined" else 1
+    return Shot(target, aim, draw.randint(1, most), draw.uniform(0, _AFTER_S[aim]))
+
+
+def campaign(folder: Path, kills: int, seed: int, *, kills_a_run: int = _KILLS_A_RUN) -> dict[str, Any]:
+    """Run studies under `kills` kills; return what was done, what came of it and every flaw.
+
+    Args:
+        folder: an empty folder.
+        kills: how many.
+        seed: of the plan.
+        kills_a_run: at most so many in one study.
+    """
+    started, left = time.monotonic(), shots_of(kills, seed)
+    done: list[tuple[Shot, int]] = []
+    flaws: list[Flaw] = []
+    runs = empty = 0
+    while left and empty < 3:  # noqa: PLR2004  (three runs that no shot hit: something is wrong)
+        runs += 1
+        fired, found = _one_run(folder / f"run-{runs}", left[:kills_a_run], seed + runs, private=runs % 2 == 1)
+        empty = 0 if fired else empty + 1
+        left = left[len(fired) :]
+        done += fired
+        flaws += found
+    if left:
+        flaws.append(Flaw("run_stopped", "centre", f"{len(left)} kills were not done"))
+    return {
+        "kills": len(done),
+        "runs": runs,
+        "rounds": runs * ROUNDS,
+        "by_target": _counted(shot.target for shot, _ in done),
+        "by_aim": _counted(shot.aim for shot, _ in done),
+        "by_round": {str(key): value for key, value in sorted(Counter(round_ for _, round_ in done).items())},
+        "seed": seed,
+        "flaws": {rule: [f"{flaw.site}: {flaw.what}" for flaw in flaws if flaw.rule == rule] for rule in RULES},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _one_run(
+    folder: Path, shots: Sequence[Shot], seed: int, *, private: bool
+) -> tuple[list[tuple[Shot, int]], list[Flaw]]:
+    folder.mkdir(parents=True)
+    overrides = [*_STUDY, *(_PRIVATE if private else _PLAIN), f"training.rounds={ROUNDS}", f"seed={seed}"]
+    plan, federation, study = compose_plan(overrides)
+    homes = settle(federation, study, plan.policy, folder / "sites")
+    approved = {site: json.loads((home / "approvals.json").read_bytes()) for site, home in homes.items()}
+    with Installation(folder, homes) as installation:
+        run_folder = installation.submit(study)
+        superlink = installation.start_superlink()
+        target = _Range(installation, run_folder, superlink, installation.start_application(run_folder))
+        for shot in shots:
+            if not target.fire(shot):
+                break
+        code = target.finish()
+    flaws = list(_flaws_of_run(run_folder, study, code))
+    if not private:
+        flaws += _other_bits(run_folder, folder / "reference", overrides)
+    for site, home in homes.items():
+        flaws += flaws_of_site(read_book(home, site), [], approved[site], []) if private else []
+    return target.kills, flaws
+
+
+def _flaws_of_run(folder: Path, study: Study, code: int | None) -> Iterator[Flaw]:
+    def flaw(what: str) -> Flaw:
+        return Flaw("run_stopped", "centre", what)
+
+    if code != 0 or not (folder / "result.json").exists():
+        yield flaw(f"the run's process ended with {code} and left no result")
+        return
+    result = json.loads((folder / "result.json").read_bytes())
+    if result["status"] != "completed":
+        yield flaw(f"the run is {result['status']}: {result['reason']}")
+    if [entry["round"] for entry in result["rounds"]] != list(range(1, ROUNDS + 1)):
+        yield flaw(f"{len(result['rounds'])} of {ROUNDS} rounds are in the result")
+    for entry in result["rounds"]:
+        for site in sorted(set(study.sites) - set(entry["sites"])):
+            yield flaw(f"round {entry['round']} lacks {site}: {entry['missing'].get(site)}")
+
+
+def _other_bits(folder: Path, reference: Path, overrides: Sequence[str]) -> list[Flaw]:
+    """Return a flaw if the model is not that of the same study without any kill."""
+    calm = [*(item for item in overrides if not item.startswith("engine")), "engine=local", "engine.report=false"]
+    expected = run([*calm, "engine.baselines=false"], out=reference).result.model
+    with suppress(FileNotFoundError):
+        model = json.loads((folder / "result.json").read_bytes())["model"]
+        if expected is not None and model is not None and model["sha256"] == expected.sha256:
+            return []
+    return [Flaw("run_stopped", "centre", "the model has other bits than without kills")]
+
+
+def _counted(words: Iterator[str]) -> dict[str, int]:
+    return dict(sorted(Counter(words).items()))
+
+
+def main() -> None:
+    """Run the campaign and print its figures; the exit code is 1 where there is a flaw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="an empty folder to work in and to leave the books in")
+    parser.add_argument("--json", action="store_true", help="print the figures alone")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything that was started is ended
+    with tempfile.TemporaryDirectory(prefix="fedward-server-kills-") as name:
+        try:
+            figures = campaign(options.folder or Path(name), options.kills, options.seed)
+        except FedwardError as error:
+            sys.exit(f"{error.message}; {error.remedy}")
+    if options.json:
+        sys.stdout.write(json.dumps(figures) + "\n")
+    else:
+        sys.stdout.write("".join(f"{key}: {value}\n" for key, value in figures.items()))
+    sys.exit(1 if any(figures["flaws"].values()) else 0)
+
+
+if __name__ == "__main__":
+    main()
