@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -14,15 +15,37 @@ from fedward_common.study import DpSgd
 from fedward_server.console.facts import RunFacts
 from fedward_server.console.words import parsed, span
 from fedward_server.report import explained
+from fedward_server.result import RoundResult
 from fedward_server.run_status import ENDED
 from fedward_server.wording import bound, number
 
-__all__ = ["Cell", "Cost", "Eta", "Grid", "Row", "Trouble", "costs", "eta", "grid", "open_round", "spent", "troubles"]
+__all__ = [
+    "Cell",
+    "CellState",
+    "Cost",
+    "Eta",
+    "Grid",
+    "Row",
+    "Trouble",
+    "costs",
+    "eta",
+    "grid",
+    "open_round",
+    "spent",
+    "troubles",
+]
 
 SHOWN_ROUNDS: Final = 20
 """Rounds that the grid shows unless it is asked for all."""
 
-CellState = Literal["accepted", "missed", "excluded", "waiting", "ahead"]
+CellState = Literal["accepted", "missed", "late", "absent", "excluded", "waiting", "ahead"]
+_SIGNS: Final[Mapping[CellState, str]] = {
+    "accepted": "✓", "missed": "!", "late": "»", "absent": "–", "excluded": "×", "waiting": "…", "ahead": "·",
+}  # fmt: skip
+_WORDS: Final[Mapping[CellState, str]] = {
+    "late": "too late, not used", "absent": "away, not asked", "waiting": "waiting for its answer",
+    "ahead": "not yet asked",
+}  # fmt: skip
 _NOT_ASKED: Final = "not_asked"
 
 
@@ -36,12 +59,12 @@ class Cell:
     @property
     def sign(self) -> str:
         """A sign that tells the states apart without colour."""
-        return {"accepted": "✓", "missed": "!", "excluded": "×", "waiting": "…", "ahead": "·"}[self.state]
+        return _SIGNS[self.state]
 
     @property
     def word(self) -> str:
         """The state in words."""
-        return {"ahead": "not yet asked", "waiting": "waiting for its answer"}.get(self.state, self.state)
+        return _WORDS.get(self.state, self.state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +104,7 @@ class Trouble:
     last: int
     sentence: str
     code: str
-    for_good: bool = False
+    cell: Cell = Cell("missed")
 
     @property
     def when(self) -> str:
@@ -151,17 +174,24 @@ def grid(facts: RunFacts, *, shown: int = SHOWN_ROUNDS) -> Grid:
 
 def _cell(facts: RunFacts, site: str, round_: int, current: int | None) -> Cell:
     if 0 < round_ <= len(facts.closed):
-        entry = facts.closed[round_ - 1]
-        if site in entry.sites:
-            return Cell("accepted")
-        if site in entry.missing:
-            return Cell("missed", entry.missing[site])
-        return Cell("excluded", _excluded(facts).get(site, _NOT_ASKED))
+        return _closed_cell(facts, site, facts.closed[round_ - 1])
     if round_ == current:
         return _open_cell(facts, site)
     if site in _excluded(facts):
         return Cell("excluded", _excluded(facts)[site])
     return Cell("ahead")
+
+
+def _closed_cell(facts: RunFacts, site: str, entry: RoundResult) -> Cell:
+    """Return what a closed round says of a site; one of an earlier version does not name those that were not asked."""
+    told = entry.statuses.get(site)
+    if told is not None:
+        return Cell(told.status, told.reason or "")
+    if site in entry.sites:
+        return Cell("accepted")
+    if site in entry.missing:
+        return Cell("missed", entry.missing[site])
+    return Cell("excluded", _excluded(facts).get(site, _NOT_ASKED))
 
 
 def _open_cell(facts: RunFacts, site: str) -> Cell:
@@ -174,8 +204,8 @@ def _open_cell(facts: RunFacts, site: str) -> Cell:
             return Cell(told.state)
         case "missed":
             return Cell("missed", told.reason or "")
-        case "absent" if not status.round:
-            return Cell("missed", told.reason or "")
+        case "absent":
+            return Cell("absent", told.reason or "")
         case _:
             return Cell("excluded", told.reason or _excluded(facts).get(site, _NOT_ASKED))
 
@@ -198,7 +228,7 @@ def troubles(shown: Grid) -> list[Trouble]:
         told = [(round_, cell) for round_, cell in cells if round_ <= begun] or [(0, cell) for _, cell in cells[:1]]
         for cell, group in groupby(told, key=lambda place: place[1]):
             rounds = [round_ for round_, _ in group]
-            if cell.state in {"missed", "excluded"}:
+            if cell.state in {"missed", "late", "absent", "excluded"}:
                 found.append(_trouble(row.site, rounds, cell))
     return sorted(found, key=lambda trouble: (-trouble.last, trouble.site))
 
@@ -207,7 +237,7 @@ def _trouble(site: str, rounds: list[int], cell: Cell) -> Trouble:
     sentence, code = explained(cell.reason)
     if cell.reason == _NOT_ASKED:
         sentence, code = "The hospital was not asked.", ""
-    return Trouble(site, rounds[0], rounds[-1], sentence, code, for_good=cell.state == "excluded")
+    return Trouble(site, rounds[0], rounds[-1], sentence, code, cell)
 
 
 def eta(facts: RunFacts, now: datetime) -> Eta:

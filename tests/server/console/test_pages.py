@@ -1,78 +1,24 @@
-"""The console over HTTP: who sees what, what a form needs, what a browser is told, and that no text becomes markup."""
+"""The console over HTTP: who sees what, what a form needs, and which files are given."""
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
-import itertools
-import re
-import secrets
 from collections.abc import Mapping
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-from fastapi import FastAPI
 
-from fedward_server.console.page import content_policy
 from fedward_server.console.pages import REFRESH_HEADER
 from fedward_server.console.sessions import COOKIE, LONGEST_S
-from fedward_server.result import RunResult
-from fedward_server.run_status import RunStatus, SiteStatus, read_wish, write_status
+from fedward_server.run_status import read_wish
 from fedward_server.studies.access import Role
-from fedward_server.studies.api import build_api
 from fedward_server.studies.book import StudyEntry
 from fedward_server.studies.centre_log import centre_log
-from tests.builders import small_study
 from tests.console_centre import ConsoleCentre
-from tests.server.run_results import result_of
+from tests.console_visitors import Person
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>'\"&{{7*7}}"
-HERE = "http://testserver"
 Lived = tuple[ConsoleCentre, Mapping[str, StudyEntry]]
-
-
-class Client:
-    """Asks an application without a socket, and keeps its cookies."""
-
-    def __init__(self, app: FastAPI) -> None:
-        transport = httpx.ASGITransport(app, client=("127.0.0.1", 40000))
-        self._client = httpx.AsyncClient(transport=transport, base_url=HERE)
-        self.cookies = self._client.cookies
-
-    def get(self, path: str, **more: Any) -> httpx.Response:
-        return asyncio.run(self._client.get(path, **more))
-
-    def post(self, path: str, **more: Any) -> httpx.Response:
-        return asyncio.run(self._client.post(path, **more))
-
-
-class Person:
-    """A browser of somebody who has logged in; with an `app`, at the console of somebody else."""
-
-    def __init__(
-        self, centre: ConsoleCentre, role: Role | None = Role.VIEWER, name: str = "", app: FastAPI | None = None
-    ) -> None:
-        self.app = app or build_api(centre.home)
-        self.client = Client(self.app)
-        self.name = name or f"{role}-{secrets.token_hex(4)}"
-        if role is not None:
-            self.token = centre.token(self.name, role)
-            answer = self.client.post("/login", data={"token": self.token, "next": "/"})
-            assert answer.status_code == 303
-
-    def get(self, path: str, **more: Any) -> httpx.Response:
-        return self.client.get(path, **more)
-
-    def form(self, path: str = "/") -> str:
-        (found, *_) = re.findall(r'name="form" value="([^"]+)"', self.get(path).text)
-        return str(found)
-
-    def wish(self, entry: StudyEntry, wish: str) -> httpx.Response:
-        data = {"form": self.form(), "wish": wish}
-        return self.client.post(f"/runs/{entry.id}/wish", data=data)
 
 
 @pytest.fixture
@@ -83,16 +29,6 @@ def centre(tmp_path: Path) -> ConsoleCentre:
 @pytest.fixture
 def queued(centre: ConsoleCentre) -> StudyEntry:
     return centre.queued()
-
-
-class Tags(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
 
 
 # ----------------------------------------------------------------------------------------------------------- the door
@@ -299,70 +235,6 @@ def test_a_long_form_is_not_read_to_its_end(centre: ConsoleCentre) -> None:
     assert answer.status_code == 413
 
 
-# -------------------------------------------------------------------------------------------------- what a browser gets
-
-
-def paths(entry: StudyEntry) -> list[str]:
-    return [
-        "/",
-        "/sites",
-        f"/runs/{entry.id}",
-        f"/runs/{entry.id}/study",
-        f"/runs/{entry.id}?rounds=all",
-        "/login",
-        "/nothing",
-    ]
-
-
-def test_every_page_brings_its_policy_and_needs_nothing_that_it_forbids(lived: Lived) -> None:
-    person = Person(lived[0], Role.AUDITOR)
-    for path in (*paths(lived[1]["running"]), "/audit", "/runs/x"):
-        answer = person.get(path)
-        assert answer.headers["content-security-policy"] == content_policy()
-        assert answer.headers["cache-control"] == "no-store"
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["x-frame-options"] == "DENY"
-        for tag, attributes in Tags(answer.text).found:
-            assert tag not in {"style", "iframe", "object", "base", "img"}
-            assert not {name for name in attributes if name == "style" or name.startswith("on")}, (path, tag)
-            for name in ("src", "href", "action"):
-                assert str(attributes.get(name) or "/").startswith(("/", "#")), (path, attributes)
-            if tag == "script":
-                assert attributes == {"src": "/static/console.js", "defer": None}
-
-
-def test_the_policy_allows_no_inline_code_and_no_other_origin() -> None:
-    rules = dict(part.strip().split(" ", 1) for part in content_policy().split(";"))
-
-    assert rules["default-src"] == rules["base-uri"] == rules["frame-ancestors"] == "'none'"
-    assert {value for name, value in rules.items() if value != "'none'"} == {"'self'"}
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [("console.css", "text/css"), ("console.js", "text/javascript"), ("console.svg", "image/svg+xml")]
-)
-def test_the_three_files_are_there_and_refer_to_nothing(lived: Lived, name: str, kind: str) -> None:
-    answer = Person(lived[0], None).get(f"/static/{name}")
-
-    assert answer.headers["content-type"].startswith(kind)
-    assert "url(" not in answer.text
-    assert "@import" not in answer.text
-    assert "http" not in answer.text.replace("http://www.w3.org/2000/svg", "")
-
-
-@pytest.mark.parametrize("name", ["base.html.j2", "..%2Fconsole.css", "%2e%2e", "console.css.bak"])
-def test_no_other_file_is_given(lived: Lived, name: str) -> None:
-    assert Person(lived[0], None).get(f"/static/{name}").status_code == 404
-
-
-def test_the_interface_for_programs_keeps_its_own_answers(lived: Lived) -> None:
-    answer = Person(lived[0], None).get("/api/v1/nothing")
-
-    assert answer.status_code == 404
-    assert answer.json()["code"] == "not_found"
-    assert "There is no such page" in Person(lived[0], None).get("/nothing").text
-
-
 # ------------------------------------------------------------------------------------------------------------ downloads
 
 
@@ -457,70 +329,3 @@ def test_a_page_that_refreshes_itself_fills_no_log(centre: ConsoleCentre, queued
     start = len(list(centre_log(centre.home).entries()))
     other.get(path, headers=refresh)  # which it has never opened by hand
     assert len(list(centre_log(centre.home).entries())) == start + 1
-
-
-# ------------------------------------------------------------------------------------------------------------- hostile
-
-
-def test_no_text_of_a_file_becomes_markup(centre: ConsoleCentre, queued: StudyEntry) -> None:
-    folder, study = centre.book.folder(queued.id), small_study(name="delirium", sites=("Aachen", "Basel"))
-    told = {EVIL: SiteStatus(state="missed", reason=EVIL), "Aachen": SiteStatus(state="excluded", reason=EVIL)}
-    write_status(
-        folder,
-        RunStatus(state="running", round=1, rounds=3, sites=told, updated_at=EVIL, opened_at=EVIL, pid=1, reason=EVIL),
-    )
-    centre.book.begin(queued.id, centre.now)
-    centre.book.explain(queued.id, EVIL)
-    person = Person(centre, Role.OPERATOR)
-
-    before = [Tags(person.get(path).text).found for path in paths(queued)]
-    (folder / "result.json").write_text(_evil(result_of(study)).model_dump_json())
-    after = [person.get(path).text for path in paths(queued)]
-
-    for found in [*before, *(Tags(text).found for text in after)]:
-        assert [attributes for tag, attributes in found if tag == "script"] == [
-            {"src": "/static/console.js", "defer": None}
-        ]
-        assert not [
-            tag for tag, attributes in found if tag == "img" or any(name.startswith("on") for name in attributes)
-        ]
-
-
-def _evil(result: RunResult) -> RunResult:
-    site = result.sites["Aachen"].model_copy(update={"status": "excluded", "reason": EVIL})
-    rounds = [
-        entry.model_copy(update={"sites": (), "missing": {"Aachen": EVIL, EVIL: EVIL}}) for entry in result.rounds
-    ]
-    return result.model_copy(update={"sites": {"Aachen": site, EVIL: site}, "rounds": tuple(rounds), "reason": EVIL})
-
-
-def test_an_address_with_markup_is_answered_with_words(lived: Lived) -> None:
-    person = Person(lived[0], Role.AUDITOR)
-    for path in (f"/runs/{EVIL}", f"/audit?text={EVIL}&event={EVIL}", f"/login?next={EVIL}"):
-        assert "<script>alert" not in person.get(path).text
-        assert "<img" not in person.get(path).text
-
-
-# ----------------------------------------------------------------------------------------------------- for everybody
-
-
-def test_every_page_can_be_read_without_seeing_it(lived: Lived) -> None:
-    person = Person(lived[0], Role.AUDITOR)
-    for path in (*paths(lived[1]["running"]), *paths(lived[1]["completed"]), "/audit"):
-        found = Tags(person.get(path).text).found
-        tags = [tag for tag, _ in found]
-        assert dict(found)["html"] == {"lang": "en"}
-        assert tags.count("h1") == tags.count("main") == 1, path
-        assert next(a for t, a in found if t == "a")["href"] == "#content"  # the skip link
-        levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h[1-6]", tag)]
-        assert all(later - earlier <= 1 for earlier, later in itertools.pairwise(levels)), path
-        assert tags.count("table") == tags.count("caption")
-        assert all(a.get("scope") in {"col", "row"} for t, a in found if t == "th")
-        ids = [a["id"] for _, a in found if "id" in a]
-        assert len(ids) == len(set(ids)), path
-        labelled = {a["for"] for t, a in found if t == "label"}
-        named = [a for t, a in found if t in {"input", "select"} and a.get("type") != "hidden"]
-        assert all(a["id"] in labelled for a in named)
-        for _, attributes in found:
-            for name in ("aria-labelledby", "aria-describedby"):
-                assert set(str(attributes.get(name) or "").split()) <= set(ids), path
