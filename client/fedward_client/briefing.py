@@ -286,6 +286,6 @@ def _works(study: Study) -> str:
     )
     return (
         f"{training.rounds} rounds of {training.local_steps} steps; a step draws each patient with probability "
-        f"{training.sampling_rate:g}{meant}; {len(study.sites)} sites are named, {study.aggregation.quorum} must answer; "
-        f"rule {study.aggregation.rule}"
+        f"{training.sampling_rate:g}{meant}; {len(study.sites)} sites are named, "
+        f"{study.aggregation.quorum} must answer; rule {study.aggregation.rule}"
     )

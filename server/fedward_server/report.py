@@ -27,7 +27,7 @@ from fedward_server.result import Estimate, Figures, RunResult, SiteResult
 from fedward_server.statement_page import page_of
 from fedward_server.wording import bound, number, percent
 
-__all__ = ["REASONS", "number", "render_report"]
+__all__ = ["REASONS", "explained", "number", "outcome", "render_report"]
 
 _MOST_BARS: Final = 20
 _LONGEST_TEXT: Final = 400
@@ -174,7 +174,7 @@ def render_report(result: RunResult, study: Study) -> str:
         confidence=confidence,
         started=_date(result.started_at),
         duration=_duration(result.seconds),
-        outcome=_outcome(result.reason),
+        outcome=outcome(result.reason),
         hospitals=[_hospital(name, site) for name, site in result.sites.items()],
         absences=_absences(result),
         gap_count=len(gaps_of(result.rounds)),
@@ -295,7 +295,7 @@ def _value(estimate: Estimate | None) -> float | None:
 
 
 def _hospital(name: str, site: SiteResult) -> Hospital:
-    reason, detail = _explained(site.reason)
+    reason, detail = explained(site.reason)
     unpaid = Cell(reason="none")
     endless = Cell(reason="no finite bound")
     epsilon = unpaid if site.delta is None else endless if site.epsilon is None else Cell(bound(site.epsilon))
@@ -314,10 +314,10 @@ def _hospital(name: str, site: SiteResult) -> Hospital:
 
 def _absences(result: RunResult) -> list[Absence]:
     gaps = gaps_of(result.rounds)[:_MOST_GAPS]
-    return [Absence(gap.rounds, gap.site, _DID[gap.status], *_explained(gap.reason)) for gap in gaps]
+    return [Absence(gap.rounds, gap.site, _DID[gap.status], *explained(gap.reason)) for gap in gaps]
 
 
-def _explained(reason: str | None) -> tuple[str, str]:
+def explained(reason: str | None) -> tuple[str, str]:
     """Return a reason as a sentence, its public details appended, and as it was recorded."""
     if not reason:
         return "", ""
@@ -329,7 +329,7 @@ def _explained(reason: str | None) -> tuple[str, str]:
     return sentence, _cut(reason)
 
 
-def _outcome(reason: str | None) -> str:
+def outcome(reason: str | None) -> str:
     """Return why a run ended early, as a sentence; the hospitals' own reasons stand in their table."""
     if not reason:
         return ""

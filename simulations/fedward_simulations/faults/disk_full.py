@@ -190,7 +190,7 @@ def campaign(folder: Path, seed: int, *, rounds: int = 6) -> dict[str, Any]:
     draw = random.Random(seed)  # noqa: S311  (a plan, no secret)
     site, struck = draw.choice(SITES), draw.randint(1, rounds - 2)
     centre = partial(CentreFull, rounds=rounds, struck=struck)
-    hospital = partial(SiteFull, rounds=rounds, struck=struck, site=site)
+    hospital = partial(SiteFull, rounds=rounds, struck=struck, site=site, deadline_s=20.0)
     parts = {
         "centre": run_campaign(folder / "centre", centre, lossless=True, judge=_centre),
         "site": run_campaign(folder / "site", hospital, lossless=False, judge=partial(_site, site)),

@@ -22,7 +22,7 @@ from fedward_simulations.faults.killer import SITES
 from fedward_simulations.faults.stage import Fault, main_of, run_campaign
 from fedward_simulations.faults.workers import HUNGRY_ROUND
 
-__all__ = ["Hungry", "campaign"]
+__all__ = ["Hungry", "campaign", "wrong_with"]
 
 _LIMIT_GIB: Final = 0.5
 _EXPECTED: Final = {"task_out_of_memory"}
@@ -46,7 +46,8 @@ class Hungry(Fault):
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
 
 
-def _wrong(site: str, _: Fault, result: RunResult) -> list[str]:
+def wrong_with(site: str, _: Fault, result: RunResult) -> list[str]:
+    """Return what must not be."""
     found = []
     for entry in result.rounds:
         for name, part in entry.statuses.items():
@@ -62,7 +63,7 @@ def campaign(folder: Path, seed: int, *, rounds: int = 6) -> dict[str, Any]:
     """Return the figures."""
     site = random.Random(seed).choice(SITES)  # noqa: S311  (a plan, no secret)
     make = partial(Hungry, rounds=rounds, site=site)
-    return {"seed": seed, "site": site} | run_campaign(folder, make, lossless=False, judge=partial(_wrong, site))
+    return {"seed": seed, "site": site} | run_campaign(folder, make, lossless=False, judge=partial(wrong_with, site))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from fedward_server.result import RoundResult, RunResult
 from fedward_simulations.faults.killer import SITES
 from fedward_simulations.faults.stage import Fault, Scene, main_of, run_campaign
 
-__all__ = ["PowerLoss", "campaign"]
+__all__ = ["PowerLoss", "campaign", "wrong_with"]
 
 STRUCK: Final = 2
 _SLACK_S: Final = 5.0

@@ -19,7 +19,7 @@ from fedward_server.result import RunResult
 from fedward_simulations.faults.killer import SITES
 from fedward_simulations.faults.stage import Fault, main_of, run_campaign
 
-__all__ = ["SlowSite", "campaign"]
+__all__ = ["SlowSite", "campaign", "wrong_with"]
 
 _SLACK_S: Final = 5.0
 
@@ -40,7 +40,8 @@ def _patient(_: Fault, result: RunResult) -> list[str]:
     return [] if result.status == "completed" else [f"the run is {result.status}: {result.reason}"]
 
 
-def _impatient(site: str, fault: Fault, result: RunResult) -> list[str]:
+def wrong_with(site: str, fault: Fault, result: RunResult) -> list[str]:
+    """Return what must not be where the deadline is shorter than the slow site's round."""
     found = []
     for entry in result.rounds:
         if entry.seconds > fault.deadline_s + _SLACK_S:
@@ -61,7 +62,7 @@ def campaign(folder: Path, seed: int, *, rounds: int = 6) -> dict[str, Any]:
     hasty = partial(SlowSite, rounds=rounds, site=site, worker="LateWorker", deadline_s=5.0)
     parts = {
         "patient": run_campaign(folder / "patient", patient, lossless=True, judge=_patient),
-        "impatient": run_campaign(folder / "impatient", hasty, lossless=False, judge=partial(_impatient, site)),
+        "impatient": run_campaign(folder / "impatient", hasty, lossless=False, judge=partial(wrong_with, site)),
     }
     # That the slow site has no part in the last round is what is meant to happen here.
     flaws = [
