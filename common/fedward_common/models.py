@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedward_common.canonical import canonical_json
+from fedward_common.paged import blocks, let_go
 from fedward_common.study import Linear, Mlp, Study
 from fedward_common.tables import feature_count
 
@@ -93,24 +94,31 @@ def build_model(study: Study) -> nn.Module:
     return _FACTORIES[type(study.model)](study.model, feature_count(study.cohort))
 
 
-def initial_weights(study: Study) -> npt.NDArray[np.float32]:
+def initial_weights(study: Study, into: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
     """Return the first global model, packed, shape (size,): a function of the study alone.
 
     A linear model starts at zero, its loss being convex. Else weights are uniform in ±1/√(inputs) (the bound of
     He et al. 2015 for a = √5) and biases zero, drawn by NumPy's PCG64 from ``study.seed``: equal on every
     platform and independent of torch's version.
+
+    Args:
+        study: the contract.
+        into: a vector of zeros to fill and return; None: a new one.
     """
+    vector = np.zeros(parameter_spec(study).size, dtype=np.float32) if into is None else into
     if isinstance(study.model, Linear):
-        return np.zeros(parameter_spec(study).size, dtype=np.float32)
-    generator = np.random.Generator(np.random.PCG64(study.seed))
-    parts = []
+        return vector
+    generator, start = np.random.Generator(np.random.PCG64(study.seed)), 0
     for name, shape in _shapes(study):
-        if name.endswith("bias"):
-            parts.append(np.zeros(shape).ravel())
-        else:
+        count = int(np.prod(shape))
+        if not name.endswith("bias"):
             bound = 1 / np.sqrt(shape[-1])
-            parts.append(generator.uniform(-bound, bound, size=shape).ravel())
-    return np.concatenate(parts).astype(np.float32)
+            for block in blocks(count):
+                size = block.stop - block.start
+                vector[start + block.start : start + block.stop] = generator.uniform(-bound, bound, size=size)
+            let_go(vector)
+        start += count
+    return vector
 
 
 def load_weights(model: nn.Module, vector: npt.NDArray[np.float32]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from fedward_common.privacy import Spend, epsilon_of, epsilon_schedule, round_sp
 from fedward_common.study import DpSgd, Study
 from fedward_common.study_file import Signature, StudyFile
 from fedward_server.aggregation import aggregator_for
-from fedward_server.checkpoint import encode_tensors, write_atomically
+from fedward_server.checkpoint import encoded_tensors, write_atomically, write_pieces
 from fedward_server.evaluation import HoldOut, Predictor, final_metrics, point_metrics, roc_curve
 from fedward_server.journal import Progress, Seat
 from fedward_server.privacy_statement import dump_statement, statement_of
@@ -122,7 +121,7 @@ class Coordinator:
         """
         with contextlib.ExitStack() as stack:
             if not self.resumable:
-                start, book = beginning(self.study), Logbook(self.folder, self.study.digest, None)
+                start, book = beginning(self.study, self.folder), Logbook(self.folder, self.study.digest, None)
             else:
                 stack.enter_context(held(self.folder))
                 self.result = finished(self.folder, self.study)
@@ -142,7 +141,7 @@ class Coordinator:
             self.study,
             grid,
             roster,
-            aggregator_for(self.study, start.aggregator_state, after=len(start.progress.closed)),
+            aggregator_for(self.study, start.aggregator_state, after=len(start.progress.closed), folder=self.folder),
             poll_seconds=poll_seconds,
             clock=self.clock,
             signatures=self.signatures,
@@ -277,9 +276,9 @@ class Coordinator:
 
     def _release(self, weights: Weights) -> ModelFile:
         spec = parameter_spec(self.study)
-        content = encode_tensors(spec.split(weights), {"study": self.study.digest, "format": "fedward-1"})
-        write_atomically(self.folder / "model.safetensors", content)
-        return ModelFile(file="model.safetensors", sha256=hashlib.sha256(content).hexdigest(), parameters=spec.size)
+        pieces = encoded_tensors(spec.split(weights), {"study": self.study.digest, "format": "fedward-1"})
+        sha256 = write_pieces(self.folder / "model.safetensors", pieces)
+        return ModelFile(file="model.safetensors", sha256=sha256, parameters=spec.size)
 
     def _site(self, loop: RoundLoop, site: str) -> SiteResult:
         enrolment = next((e for e in loop.enrolments.values() if e.site == site), None)

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedward_common.metrics import Interval, auroc_of_levels, bootstrap_all, roc_points
+from fedward_common.models import parameter_spec
+from fedward_common.paged import LARGE, let_go
 from fedward_common.study import Study
 from fedward_common.tables import Rows
 
@@ -44,19 +46,22 @@ class TorchPredictor:
         from fedward_common.models import build_model  # noqa: PLC0415  (see above)
 
         torch.set_num_threads(1)
-        self._model = build_model(study).eval()
+        with torch.device("meta"):  # its own parameters are never used, so they take no memory
+            self._model = build_model(study).eval()
+        self._spec = parameter_spec(study)
         self._features = torch.from_numpy(features)
 
     def __call__(self, weights: Weights) -> Scores:
-        """Return the probabilities, shape (rows,)."""
+        """Return the probabilities, shape (rows,). Large weights are used where they are, and not copied."""
         import torch  # noqa: PLC0415  (see __init__)
 
-        from fedward_common.models import load_weights  # noqa: PLC0415  (see __init__)
-
-        load_weights(self._model, weights)
+        vector = weights if weights.flags.writeable and weights.nbytes >= LARGE else weights.copy()
+        tensors = {name: torch.from_numpy(array) for name, array in self._spec.split(vector).items()}
         with torch.no_grad():
-            logits: torch.Tensor = self._model(self._features)
-        return torch.sigmoid(logits.squeeze(-1).double()).numpy()
+            logits: torch.Tensor = torch.func.functional_call(self._model, tensors, (self._features,))
+        scores: Scores = torch.sigmoid(logits.squeeze(-1).double()).numpy()
+        let_go(vector)
+        return scores
 
 
 def point_metrics(study: Study, hold_out: HoldOut, scores: Scores) -> dict[str, float]:

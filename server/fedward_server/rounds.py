@@ -18,6 +18,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedward_common.errors import QuorumLostError, RefusalCode, RejectedReply
+from fedward_common.paged import blocks, let_go
 from fedward_common.study import Study
 from fedward_common.study_file import Signature
 from fedward_common.wire import (
@@ -29,7 +30,7 @@ from fedward_common.wire import (
     write_roll_call,
     write_task,
 )
-from fedward_server.aggregation import Aggregator
+from fedward_server.aggregation import Aggregator, Streaming
 from fedward_server.gatekeeper import Gatekeeper
 from fedward_server.journal import (
     Accepted,
@@ -42,6 +43,7 @@ from fedward_server.journal import (
     Recovered,
     RoundLog,
     Seat,
+    StoredUpdate,
     Values,
 )
 
@@ -77,6 +79,10 @@ class NamingGrid(Protocol):
 class _Unlogged:
     def write(self, record: Record, values: Values | None = None) -> None:
         """Keep nothing."""
+
+    def store(self, update: Update, size: int, parts: Iterable[Values]) -> StoredUpdate | None:  # noqa: ARG002
+        """Keep nothing."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,16 +255,11 @@ class RoundLoop:
         nodes = [node for node, e in active.items() if e.site not in settled]
         for node, reply in self._ask(nodes, task, "train", str(number), self._found(told, active)):
             try:
-                update = self._judge(node, reply, gatekeeper)
+                self._accept(node, reply, gatekeeper, tally)
             except RejectedReply as error:
                 self._miss(number, active[node].site, error, tally)
-                continue
             finally:
                 del reply  # before the next one is fetched: a model may be large
-            self.log.write(Accepted.of(update), update.values)
-            self.aggregator.add(update)
-            tally.take(update)
-            del update
         return self._close(number, tally, active, began)
 
     def _close(self, number: int, tally: _Tally, active: dict[int, Enrolment], began: float) -> ClosedRound:
@@ -267,7 +268,7 @@ class RoundLoop:
             del active[node]
         self._require_quorum(len(tally.accepted), f"answered in round {number}", tally.missing)
         new = self.aggregator.finish()
-        if not np.isfinite(new).all():
+        if not _finite(new):
             msg = f"round {number} gave a model that is not finite"
             raise QuorumLostError(msg, remedy="a smaller learning rate, locally or at the server")
         return ClosedRound(
@@ -283,8 +284,11 @@ class RoundLoop:
     def _replay(self, recovered: Recovered, tally: _Tally) -> OpenRound:
         """Count what an earlier process had accepted, and what it had not, without asking anybody."""
         for update in recovered.updates:
-            self.aggregator.add(update)
-            tally.take(update)
+            if isinstance(self.aggregator, Streaming):
+                self.aggregator.take(update)
+            else:
+                self.aggregator.add(update.whole())
+            tally.take(update.head)
         for site, missed in recovered.open.missed.items():
             tally.missing[site] = missed.reason
             if missed.for_good:
@@ -309,12 +313,29 @@ class RoundLoop:
         if for_good:
             self.excluded[site] = reason
 
-    def _judge(self, node: int, reply: Message, gatekeeper: Gatekeeper) -> Update:
+    def _accept(self, node: int, reply: Message, gatekeeper: Gatekeeper, tally: _Tally) -> None:
+        """Check a reply, log it, and count it; nothing of it counts before all of it has been checked.
+
+        For a streaming rule, its values go from the grid to the log part by part, and are in memory at no time.
+
+        Raises:
+            RejectedReply: it is no update of this round.
+        """
         refusal = _reason(reply)
         if refusal:
             check = "refused"
             raise RejectedReply(check, refusal)
-        return gatekeeper.check(node, reply.content)
+        if isinstance(self.aggregator, Streaming):
+            head, parts = gatekeeper.open(node, reply.content)
+            stored = self.log.store(head, gatekeeper.size, parts)
+            if stored is not None:
+                self.aggregator.take(stored)
+                tally.take(head)
+                return
+        update = gatekeeper.check(node, reply.content)
+        self.log.write(Accepted.of(update), update.values)
+        self.aggregator.add(update)
+        tally.take(update)
 
     def _ask(
         self, nodes: list[int], content: RecordDict, kind: str, group: str, found: Mapping[str, int] | None = None
@@ -386,6 +407,12 @@ class RoundLoop:
             reasons = "; ".join(f"{site}: {why}" for site, why in sorted((missing or self.excluded).items()))
             msg = f"{count} sites {what}, the quorum is {quorum} ({reasons})"
             raise QuorumLostError(msg, remedy="see each site's reason in result.json")
+
+
+def _finite(weights: Weights) -> bool:
+    finite = all(bool(np.isfinite(weights[part]).all()) for part in blocks(len(weights)))
+    let_go(weights)
+    return finite
 
 
 def _mean(weighted: list[tuple[float, int]]) -> float | None:
