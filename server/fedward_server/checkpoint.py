@@ -30,10 +30,10 @@ __all__ = [
 
 _PIECE: Final = 8 << 20
 _TYPES: Final = {
-    "f8": "F64", "i8": "I64", "u8": "U64", "f4": "F32", "i4": "I32", "u4": "U32", "f2": "F16", "i2": "I16", "u2": "U16",
+    "u8": "U64", "i8": "I64", "f8": "F64", "f4": "F32", "u4": "U32", "i4": "I32", "f2": "F16", "u2": "U16", "i2": "I16",
     "i1": "I8", "u1": "U8", "b1": "BOOL",
 }  # fmt: skip
-"""The format's names of NumPy's types."""
+"""The format's names of NumPy's types, in the order in which the library writes tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,11 @@ def encoded_tensors(
     """Yield the file of `encode_tensors` in pieces, so that a large model is never in memory a second time.
 
     The library, which holds it whole, writes the metadata in the order of a hash that changes from run to run; here the
-    header is sorted. As there, tensors with wider numbers come first and equally wide ones by name.
+    header is sorted.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, _TYPES[tensors[name].dtype.str[1:]], name))
+    kinds = list(_TYPES)
+    order = sorted(tensors, key=lambda name: (kinds.index(tensors[name].dtype.str[1:]), name))
     start = 0
     for name in order:
         array = tensors[name]

@@ -185,11 +185,11 @@ def test_the_library_still_reads_what_we_wrote() -> None:
 
 # ----------------------------------------------------------------------------------------------------------- in pieces
 def test_the_file_is_the_one_that_the_library_writes_but_for_the_order_of_its_header() -> None:
-    arrays = {
-        name: np.arange(6, dtype=kind).reshape(2, 3) for name, kind in zip("zyxwvutsrqpo", (
-            "f8", "i8", "u8", "f4", "i4", "u4", "f2", "i2", "u2", "i1", "u1", "?",
-        ), strict=True)
-    } | {"empty": np.zeros((0, 3), dtype=np.float32), "one": np.float64(3.5).reshape(())}  # fmt: skip
+    kinds = ["f8", "i8", "u8", "f4", "i4", "u4", "f2", "i2", "u2", "i1", "u1", "?"]
+    arrays: dict[str, npt.NDArray[Any]] = {
+        name: np.arange(6).reshape(2, 3).astype(kind) for name, kind in zip("zyxwvutsrqpo", kinds, strict=True)
+    }
+    arrays |= {"empty": np.zeros((0, 3), dtype=np.float32), "single": np.full((), 3.5), "another": np.ones(2)}
     metadata = {"study": "s", "round": "1"}
 
     ours, theirs = encode_tensors(arrays, metadata), save(arrays, metadata)
