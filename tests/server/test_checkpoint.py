@@ -209,8 +209,6 @@ def test_large_arrays_stay_in_the_file_and_keep_their_values(tmp_path: Path) -> 
     path.unlink()  # as when the next one takes its place
 
     assert set(found) == {"a", "weights", "z"}
-    assert not found["weights"].flags.owndata
-    assert found["a"].flags.owndata
     np.testing.assert_array_equal(found["weights"], large)
 
 
