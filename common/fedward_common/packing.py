@@ -21,10 +21,13 @@ from flwr.app import ConfigRecord, RecordDict
 from fedward_common.flower_adapter import entry_on_demand
 from fedward_common.paged import let_go
 
-__all__ = ["PART_BYTES", "VECTOR_KEYS", "pack", "part_names", "unpack", "unpack_parts"]
+__all__ = ["PART_BYTES", "PART_KEY", "VECTOR_KEYS", "pack", "part_names", "unpack", "unpack_parts"]
 
 PART_BYTES: Final = 8 << 20
-_DTYPE, _LENGTH, _BYTES = "dtype", "length", "vector"
+PART_KEY: Final = "vector"
+"""The one entry of a record that is a part."""
+
+_DTYPE, _LENGTH, _BYTES = "dtype", "length", PART_KEY
 VECTOR_KEYS: Final = frozenset({_DTYPE, _LENGTH, _BYTES})
 """Entries of a header that describe its vector."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,10 +23,11 @@ from fedward_common.models import parameter_spec
 from fedward_common.privacy import Spend, epsilon_of, epsilon_schedule, round_spend
 from fedward_common.study import DpSgd, Study
 from fedward_common.study_file import Signature, StudyFile
+from fedward_common.wire import Update
 from fedward_server.aggregation import aggregator_for
 from fedward_server.checkpoint import encoded_tensors, write_atomically, write_pieces
 from fedward_server.evaluation import HoldOut, Predictor, final_metrics, point_metrics, roc_curve
-from fedward_server.journal import Progress, Seat
+from fedward_server.journal import Accepted, Progress, Record, RoundLog, Seat, StoredUpdate, Values
 from fedward_server.privacy_statement import dump_statement, statement_of
 from fedward_server.result import Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef
 from fedward_server.resume import Logbook, Standing, beginning, finished, held, standing
@@ -62,18 +63,39 @@ class TailMean:
         return mean
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A log that tells somebody what it has written."""
+
+    log: RoundLog
+    told: Callable[[Record], None]
+
+    def write(self, record: Record, values: Values | None = None) -> None:
+        """See `RoundLog.write`."""
+        self.log.write(record, values)
+        self.told(record)
+
+    def store(self, update: Update, size: int, parts: Iterable[Values]) -> StoredUpdate | None:
+        """See `RoundLog.store`."""
+        stored = self.log.store(update, size, parts)
+        if stored is not None:
+            self.told(Accepted.of(update))
+        return stored
+
+
 @dataclass
 class Coordinator:
     """The centre's side of one run.
 
     Args:
         study: the contract, its noise calibrated.
-        hold_out: central rows.
+        hold_out: central rows; None: the model is not judged.
         predictor: gives probabilities for the hold-out.
         folder: where ``study.json``, ``checkpoint.safetensors``, ``model.safetensors``, ``privacy.json`` and
             ``result.json`` go, and ``journal.fedward`` until the run has ended.
         engine: its name, for the result.
         listener: told of every round as soon as it is committed.
+        told: told of every step as soon as it is on the disk.
         clock: monotonic seconds, for the rounds' deadlines.
         signatures: over the study, as its file has them; every site is sent them.
         resumable: keep a journal, so that another process goes on where this one is killed. False where the sites end
@@ -81,8 +103,8 @@ class Coordinator:
     """
 
     study: Study
-    hold_out: HoldOut
-    predictor: Predictor
+    hold_out: HoldOut | None
+    predictor: Predictor | None
     folder: Path
     engine: str
     listener: Listener = lambda _: None
@@ -90,6 +112,7 @@ class Coordinator:
     clock: Callable[[], float] = time.monotonic
     signatures: tuple[Signature, ...] = ()
     resumable: bool = True
+    told: Callable[[Record], None] = lambda _: None
     _released: Weights | None = None
     _closed: list[RoundResult] = field(default_factory=list)
     _steps: dict[str, int] = field(default_factory=dict)
@@ -145,7 +168,7 @@ class Coordinator:
             poll_seconds=poll_seconds,
             clock=self.clock,
             signatures=self.signatures,
-            log=book,
+            log=_Told(book, self.told),
         )
         status: Status = "completed"
         reason: str | None = None
@@ -180,11 +203,16 @@ class Coordinator:
                 seconds=round(closed.seconds, 4),
                 epsilon=next(epsilons) if epsilons else None,
                 loss=closed.loss,
-                central=dict(point_metrics(self.study, self.hold_out, self.predictor(released))),
+                central=self._judged(released),
             )
             self._commit(loop, closed, entry, tail, released, book, start.progress.started)
             self._released = released
             self.listener(entry)
+
+    def _judged(self, weights: Weights) -> dict[str, float]:
+        if self.hold_out is None or self.predictor is None:
+            return {}
+        return dict(point_metrics(self.study, self.hold_out, self.predictor(weights)))
 
     def _restore(self, loop: RoundLoop, start: Standing) -> TailMean:
         """Take over what an earlier process knew, the roll call aside; return the mean of the last models."""
@@ -245,7 +273,7 @@ class Coordinator:
         self, loop: RoundLoop, status: Status, reason: str | None, started: datetime, seconds: float
     ) -> RunResult:
         central, roc, model, released = {}, {}, None, self._released
-        if released is not None:
+        if released is not None and self.hold_out is not None and self.predictor is not None:
             scores = self.predictor(released)
             central = {k: Estimate.of(v) for k, v in final_metrics(self.study, self.hold_out, scores).items()}
             roc = dict(
@@ -255,6 +283,7 @@ class Coordinator:
                     strict=True,
                 )
             )
+        if released is not None:
             model = self._release(released)
         privacy = self.study.privacy
         return RunResult(

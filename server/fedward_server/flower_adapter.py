@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import hmac
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,26 +23,21 @@ os.environ.pop("FLWR_INTERNAL_GRPC_FLEET_API", None)
 os.environ.pop("FLWR_OIDC_ENABLED", None)
 
 import httpx
-from flwr.app import Context, Message, RecordDict
-from flwr.common.constant import ACCESS_TOKEN_KEY, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SubStatus
-from flwr.common.serde import context_from_proto, context_to_proto, run_from_proto
-from flwr.proto import runtime_pb2
+from flwr.app import Message
+from flwr.common.constant import ACCESS_TOKEN_KEY, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
 from flwr.proto.fab_pb2 import Fab as FabProto
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.auth.typing import AccountInfo
 from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
-from flwr.supercore.run import RunNotRunningException
-from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 
-from fedward_common.errors import CoordinatorError, TransportError
+from fedward_common.errors import CoordinatorError
 from fedward_common.flower_adapter import check_flower_version
-from fedward_server.grid_flower_adapter import PATIENCE_S, CoordinatorGrid, patient, translated
+from fedward_server.grid_flower_adapter import patient, translated
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -51,34 +45,23 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INTERNAL_NAMES",
-    "RUN_ENDED",
-    "CoordinatorGrid",
     "build_superlink",
     "check_flower_version",
     "fleet_routes",
     "register_node",
     "start_run",
-    "task_session",
 ]
-
-RUN_ENDED: Final = RunNotRunningException
-"""What a `Grid` call raises once the run is over at the SuperLink (a `BaseException` of Flower's)."""
 
 INTERNAL_NAMES: Final[dict[str, str]] = {
     "flwr.common.constant": "ACCESS_TOKEN_KEY NOOP_ACCOUNT_NAME NOOP_FLWR_AID",
-    "flwr.common.serde": "context_from_proto context_to_proto run_from_proto",
     "flwr.proto.control_pb2": "ListNodesRequest RegisterNodeRequest StartRunRequest",
     "flwr.server.superlink.linkstate": "SqlLinkState.session SqlLinkState.store_message_and_object_tree"
     " SqlLinkState.store_message_ins SqlLinkState.store_message_res",
     "flwr.supercore.object_store": "ObjectStore.preregister",
     "flwr.supercore.auth.typing": "AccountInfo",
     "flwr.supercore.control": "ControlHttpClient.ListNodes ControlHttpClient.RegisterNode ControlHttpClient.StartRun",
-    "flwr.supercore.interceptors": "RuntimeVersionHttpInterceptor SuperExecAuthHttpInterceptor",
+    "flwr.supercore.interceptors": "RuntimeVersionHttpInterceptor",
     "flwr.supercore.protobuf.translation": "PROTOBUF_REQUEST_TYPES",
-    "flwr.supercore.run": "RunNotRunningException",
-    "flwr.supercore.runtime": "RuntimeHttpClient.AcquireTask RuntimeHttpClient.PullTaskInput"
-    " RuntimeHttpClient.PushTaskOutput RuntimeHttpClient.SendTaskHeartbeat",
-    "flwr.supercore.task_identity": "TaskIdentity",
     "flwr.superlink.auth_plugin": "NoOpControlAuthnPlugin.validate_tokens_in_metadata",
     "flwr.superlink.cli.flower_superlink": "SuperLinkLifespan",
     "flwr.superlink.config_loader": "SuperLinkLifespanConfig",
@@ -96,10 +79,6 @@ _IDLE_MIDDLEWARE: Final = frozenset(
     }
 )
 """Layers of Flower's that do nothing in this configuration and cost .4 ms each for every request."""
-
-_ACQUIRE: Final = "/flwr.proto.Runtime/AcquireTask"
-_HEARTBEAT_S: Final = 15.0
-_ONE_SESSION = threading.Lock()
 
 
 def fleet_routes() -> frozenset[str]:
@@ -240,7 +219,7 @@ def register_node(address: str, secret: bytes, public_key: bytes, name: str) -> 
 
 
 def start_run(address: str, secret: bytes, bundle: bytes) -> int:
-    """Create a run from a bundle and return its id; the ServerApp task waits for `task_session`.
+    """Create a run from a bundle and return its id; the ServerApp task waits for its session.
 
     Raises:
         CoordinatorError: the SuperLink refuses the bundle.
@@ -257,97 +236,6 @@ def start_run(address: str, secret: bytes, bundle: bytes) -> int:
         msg = "the SuperLink created no run"
         raise CoordinatorError(msg, remedy="read the SuperLink's log")
     return run_id
-
-
-@contextlib.contextmanager
-def task_session(
-    address: str, secret: bytes, run_id: int, *, patience_s: float = PATIENCE_S
-) -> Iterator[tuple[CoordinatorGrid, Context]]:
-    """Make this process the ServerApp of `run_id`: yield the grid and the context it needs.
-
-    Heartbeats run meanwhile, so a restart of the SuperLink within a minute does not end the run. On leaving, the run
-    is reported completed, or failed if an exception passes through; of the exception only its type is told.
-
-    Raises:
-        CoordinatorError: no such task is waiting, another run's was, or this process is in a session already.
-        TransportError: the SuperLink cannot be reached for `patience_s` seconds.
-    """
-    if not _ONE_SESSION.acquire(blocking=False):
-        msg = "this process is the ServerApp of another run already"
-        raise CoordinatorError(msg, remedy="one run for each process: Flower keeps the task's identity globally")
-    outcome, details = SubStatus.FAILED, "interrupted"
-    with contextlib.ExitStack() as stack:
-        stack.callback(_ONE_SESSION.release)
-        grid = CoordinatorGrid(address, _acquire(address, secret, run_id), patience_s=patience_s)
-        stack.callback(grid.close)
-        stack.enter_context(_heartbeats(grid))
-        context = _pull_input(grid)
-        try:
-            yield grid, context
-            outcome, details = SubStatus.COMPLETED, ""
-        except BaseException as error:
-            details = type(error).__name__
-            raise
-        finally:
-            _push_output(grid, context, outcome, details)
-
-
-def _acquire(address: str, secret: bytes, run_id: int) -> str:
-    signer = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={_ACQUIRE})
-    with (
-        translated("the ServerApp task cannot be acquired"),
-        RuntimeHttpClient.from_server_address(
-            address,
-            insecure=True,
-            root_certificates=None,
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"), signer],
-            retry_invoker=patient(5),
-        ) as client,
-    ):
-        response = client.AcquireTask(runtime_pb2.AcquireTaskRequest(supported_task_types=["flwr-serverapp"]))
-    if not response.HasField("task") or response.task.run_id != run_id:
-        msg = f"the ServerApp task of run {run_id} is not there to be acquired"
-        raise CoordinatorError(msg, remedy="start each run once, and its session right after it")
-    return str(response.token)
-
-
-def _pull_input(grid: CoordinatorGrid) -> Context:
-    with translated("the run's input cannot be read"):
-        response = grid._runtime_client.PullTaskInput(runtime_pb2.PullTaskInputRequest())  # noqa: SLF001  (as Flower's own caller)
-    TaskIdentity.task_id = response.task_id
-    TaskIdentity.run_id = response.run.run_id
-    TaskIdentity.node_id = response.context.node_id
-    grid.set_run(run_from_proto(response.run))
-    return context_from_proto(response.context)
-
-
-def _push_output(grid: CoordinatorGrid, context: Context, outcome: str, details: str) -> None:
-    grid._retry_invoker.max_time = 2.0  # noqa: SLF001  (leaving: the SuperLink may be gone already)
-    context.state = RecordDict()  # state never leaves this process
-    request = runtime_pb2.PushTaskOutputRequest(context=context_to_proto(context), sub_status=outcome, details=details)
-    with contextlib.suppress(TransportError, httpx.HTTPError, RunNotRunningException):
-        grid._runtime_client.PushTaskOutput(request)  # noqa: SLF001
-
-
-@contextlib.contextmanager
-def _heartbeats(grid: CoordinatorGrid) -> Iterator[None]:
-    """Tell the SuperLink every 15 s that this process lives; failures are left to the grid's own calls to report."""
-    stop = threading.Event()
-
-    def beat() -> None:
-        while True:
-            with contextlib.suppress(httpx.HTTPError, TransportError, RunNotRunningException):
-                grid._runtime_client.SendTaskHeartbeat(runtime_pb2.SendTaskHeartbeatRequest())  # noqa: SLF001
-            if stop.wait(_HEARTBEAT_S):
-                return
-
-    thread = threading.Thread(target=beat, name="task-heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=2.0)
 
 
 @contextlib.contextmanager

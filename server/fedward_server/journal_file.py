@@ -134,8 +134,8 @@ class JournalFile:
     def write_parts(self, record: Record, count: int, parts: Iterable[Values]) -> StoredBody:
         """Append a record whose body is `count` integers in parts; each is written before the next is asked for.
 
-        The digest that makes it a record is written once a large body is on the disk. An error that `parts` raises passes
-        through and leaves the journal as it was.
+        The digest that makes it a record is written once a large body is on the disk. An error that `parts` raises
+        passes through and leaves the journal as it was.
 
         Raises:
             InstallationError: it cannot be written.

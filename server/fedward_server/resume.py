@@ -41,7 +41,7 @@ from fedward_server.journal import (
 from fedward_server.journal_file import Entry, JournalFile
 from fedward_server.result import RunResult
 
-__all__ = ["CHECKPOINT", "JOURNAL", "Logbook", "Standing", "beginning", "finished", "held", "standing"]
+__all__ = ["CHECKPOINT", "JOURNAL", "Logbook", "Standing", "beginning", "begun", "finished", "held", "standing"]
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 JOURNAL: Final = "journal.fedward"
@@ -121,8 +121,8 @@ class Logbook:
         _write_checkpoint(self._folder, self._study, arrays, progress)
         if self._journal is not None:
             self._journal.close()
-            begun = Begun(study=self._study, after=round_, started=progress.started)
-            self._journal = JournalFile.create(self._folder / JOURNAL, begun)
+            first = Begun(study=self._study, after=round_, started=progress.started)
+            self._journal = JournalFile.create(self._folder / JOURNAL, first)
 
     def end(self) -> None:
         """Take the journal away, once the result is on the disk."""
@@ -192,6 +192,11 @@ def finished(folder: Path, study: Study) -> RunResult | None:
     return result
 
 
+def begun(folder: Path) -> bool:
+    """Return whether a coordinator has worked in the folder."""
+    return any((folder / name).exists() for name in (JOURNAL, CHECKPOINT, "result.json"))
+
+
 def beginning(study: Study, folder: Path | None = None) -> Standing:
     """Return where a run stands before anything; a large model is kept in `folder`."""
     return Standing(Progress(started=datetime.now(UTC).isoformat(timespec="seconds")), _first(study, folder), {})
@@ -214,8 +219,8 @@ def standing(folder: Path, study: Study) -> tuple[Standing, Logbook]:
             msg = f"{path} is missing beside {checkpoint.name}"
             raise CoordinatorError(msg, remedy="restore it from a copy, or choose another folder")
         start = beginning(study, folder)
-        begun = Begun(study=study.digest, after=0, started=start.progress.started)
-        return start, Logbook(folder, study.digest, JournalFile.create(path, begun))
+        first = Begun(study=study.digest, after=0, started=start.progress.started)
+        return start, Logbook(folder, study.digest, JournalFile.create(path, first))
     with contextlib.ExitStack() as stack:
         journal, entries = JournalFile.reopen(path, body=parameter_spec(study).size * _ITEM)
         stack.callback(journal.close)
@@ -223,8 +228,8 @@ def standing(folder: Path, study: Study) -> tuple[Standing, Logbook]:
         before = _before(checkpoint, study, story)
         round_ = len(before.progress.closed)
         if round_ > story.begun.after:  # killed between checkpoint and journal
-            begun = Begun(study=study.digest, after=round_, started=story.begun.started)
-            return before, Logbook(folder, study.digest, JournalFile.create(path, begun))
+            first = Begun(study=study.digest, after=round_, started=story.begun.started)
+            return before, Logbook(folder, study.digest, JournalFile.create(path, first))
         stack.pop_all()
     return _with_open_round(before, story, journal, entries), Logbook(folder, study.digest, journal)
 

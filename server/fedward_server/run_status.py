@@ -6,6 +6,7 @@ the run's memory (`journal`, `checkpoint`): without them a run goes on all the s
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final, Literal
 
@@ -72,8 +73,10 @@ class RunStatus(_Part):
 
 
 def write_status(folder: Path, status: RunStatus) -> None:
-    """Replace the status of the run in `folder`."""
-    write_atomically(folder / _STATUS, status.model_dump_json(indent=2).encode())
+    """Replace the status of the run in `folder`, as one whole; a machine that loses power may lose it."""
+    half = folder / f".{_STATUS}.{os.getpid()}"
+    half.write_bytes(status.model_dump_json(indent=2).encode())
+    half.replace(folder / _STATUS)
 
 
 def read_status(folder: Path) -> RunStatus | None:

@@ -8,11 +8,14 @@ import io
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from flwr.app import Context
 
-from fedward_server import flower_adapter
+from fedward_server import flower_adapter, session_flower_adapter
+from fedward_server.grid_flower_adapter import CoordinatorGrid
+from fedward_server.session_flower_adapter import LastingSession
 
 __all__ = ["Bundle", "SuperLinkClient", "code_free_bundle"]
 
@@ -91,7 +94,17 @@ class SuperLinkClient:
         return flower_adapter.start_run(self.address, self.secret, bundle.content)
 
     @contextlib.contextmanager
-    def session(self, run_id: int) -> Iterator[tuple[flower_adapter.CoordinatorGrid, Context]]:
-        """Be the ServerApp of `run_id` inside the ``with``; see `flower_adapter.task_session`."""
-        with flower_adapter.task_session(self.address, self.secret, run_id) as (grid, context):
+    def session(self, run_id: int) -> Iterator[tuple[CoordinatorGrid, Context]]:
+        """Be the ServerApp of `run_id` inside the ``with``; see `session_flower_adapter.task_session`."""
+        with session_flower_adapter.task_session(self.address, self.secret, run_id) as (grid, context):
             yield grid, context
+
+    @contextlib.contextmanager
+    def lasting_session(self, ticket: Path, bundle: Bundle) -> Iterator[LastingSession]:
+        """Be the ServerApp of the run that `ticket` names; see `session_flower_adapter.lasting_session`."""
+
+        def start() -> int:
+            return self.start_run(bundle)
+
+        with session_flower_adapter.lasting_session(self.address, self.secret, ticket, start) as session:
+            yield session

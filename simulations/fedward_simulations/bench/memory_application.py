@@ -46,10 +46,12 @@ def _fedward(task: _Task) -> None:
     """Run Fedward's coordinator, its central evaluation and journal included."""
     from fedward_server.coordinator import Coordinator  # noqa: PLC0415  (the other side does not pay for it)
     from fedward_server.evaluation import TorchPredictor  # noqa: PLC0415
+    from fedward_server.heap import give_back_what_is_freed  # noqa: PLC0415
 
     with np.load(task.folder / "hold_out.npz") as held:
         rows = Rows(held["features"], held["labels"], held["patients"], None, 0)
     hold_out = HoldOut(rows, np.zeros(len(rows.labels), dtype=np.int64), ("centre",))
+    give_back_what_is_freed()  # as `fedward_server.application` does
     folder = task.folder / "run"
     folder.mkdir()
     coordinator = Coordinator(

@@ -35,7 +35,7 @@ from fedward_common.certificates import (
     write_private,
 )
 from fedward_common.errors import InstallationError
-from fedward_server.flower_adapter import CoordinatorGrid
+from fedward_server.grid_flower_adapter import CoordinatorGrid
 from fedward_server.superlink_client import Bundle, SuperLinkClient, code_free_bundle
 
 __all__ = ["Connected", "Deployed", "LoggedProcess", "SuperLinkProcess", "write_home"]
