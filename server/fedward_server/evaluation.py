@@ -49,19 +49,26 @@ class TorchPredictor:
         with torch.device("meta"):  # its own parameters are never used, so they take no memory
             self._model = build_model(study).eval()
         self._spec = parameter_spec(study)
+        self._vector: Weights = np.zeros(0, dtype=np.float32)
+        for layer in self._model.children():
+            layer.register_forward_hook(self._layer_is_over)
         self._features = torch.from_numpy(features)
 
     def __call__(self, weights: Weights) -> Scores:
-        """Return the probabilities, shape (rows,). Large weights are used where they are, and not copied."""
+        """Return the probabilities, shape (rows,). Large weights are used where they are, a layer at a time."""
         import torch  # noqa: PLC0415  (see __init__)
 
         vector = weights if weights.flags.writeable and weights.nbytes >= LARGE else weights.copy()
+        self._vector = vector
         tensors = {name: torch.from_numpy(array) for name, array in self._spec.split(vector).items()}
         with torch.no_grad():
             logits: torch.Tensor = torch.func.functional_call(self._model, tensors, (self._features,))
         scores: Scores = torch.sigmoid(logits.squeeze(-1).double()).numpy()
-        let_go(vector)
+        self._vector = np.zeros(0, dtype=np.float32)
         return scores
+
+    def _layer_is_over(self, *_: object) -> None:
+        let_go(self._vector)
 
 
 def point_metrics(study: Study, hold_out: HoldOut, scores: Scores) -> dict[str, float]:
