@@ -195,6 +195,8 @@ class Daemon:
                     heartbeat_s=self._settings.heartbeat_s,
                     wait_s=self._settings.wait_s,
                     watching=self._vitals.answer_seen,
+                    upload_mbit_s=self._settings.upload_mbit_s,
+                    download_mbit_s=self._settings.download_mbit_s,
                 ) as fleet:
                     self._greet(fleet, way)
                     failures = 0
@@ -301,7 +303,7 @@ class Daemon:
         worked = time.monotonic()
         packed = pack_reply(Message(content, reply_to=head), worked - started)
         try:
-            self._mailbox.answered(_key(incoming), packed.to_bytes(), incoming.object_ids())
+            self._mailbox.answered(_key(incoming), packed.pieces(), incoming.object_ids())
         except OSError as error:  # it is sent all the same: a round that was debited has this one reply
             _log.error("reply_not_kept", cause=error.strerror, remedy=_DISK)
         refusal = read_refusal(content)
