@@ -377,7 +377,7 @@ def _key(incoming: Incoming) -> Key:
     return Key(incoming.head.metadata.run_id, incoming.head.metadata.message_id)
 
 
-def _readable(box: Box, read: Callable[[bytes], MailT]) -> list[MailT]:
+def _readable(box: Box, read: Callable[[bytes | memoryview], MailT]) -> list[MailT]:
     """Return the entries of a box; one of another release's form is taken out, and the log says so."""
     found = []
     for name, content in box.entries():

@@ -32,7 +32,9 @@ def test_a_megabit_is_a_hundred_and_twenty_five_thousand_bytes() -> None:
     rate=st.floats(1e3, 1e9),
     steps=st.lists(st.tuples(st.integers(1, 1 << 22), st.floats(0, 10)), min_size=1, max_size=40),
 )
-def test_no_more_passes_than_the_rate_allows_whatever_is_taken_when(rate: float, steps: list[tuple[int, float]]) -> None:
+def test_no_more_passes_than_the_rate_allows_whatever_is_taken_when(
+    rate: float, steps: list[tuple[int, float]]
+) -> None:
     bucket, now, passed = TokenBucket(rate, 0.0), 0.0, 0
     burst = max(PIECE_BYTES, rate / 4)
     for size, pause in steps:
