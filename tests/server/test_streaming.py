@@ -65,7 +65,7 @@ def test_updates_on_the_disk_and_in_memory_make_the_same_model_bit_for_bit(
     for _ in range(2):
         for mean in (whole, streamed, mixed):
             mean.start(weights)
-        for number, one in enumerate(updates):
+        for one in updates:
             whole.add(one)
         for number, one in enumerate(reversed(updates)):
             kept = stored(journal, one)
@@ -132,7 +132,7 @@ class Refused(Exception):  # noqa: N818  (a reply is refused)
     pass
 
 
-@pytest.mark.parametrize("at", [0, 1, 3])
+@pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_reply_that_is_refused_in_its_middle_leaves_the_journal_as_it_was(at: int, journal: JournalFile) -> None:
     asking = Asking(round=1, sites=("north",))
     journal.write(asking)
@@ -160,7 +160,7 @@ def test_a_reply_that_is_refused_in_its_middle_leaves_the_journal_as_it_was(at: 
 def test_a_body_that_is_gone_names_the_file(journal: JournalFile) -> None:
     body = stored(journal, update(np.arange(15))).body
     journal.path.write_bytes(journal.path.read_bytes()[: body.offset + 8])  # type: ignore[attr-defined]
-    with pytest.raises(InstallationError, match="journal.fedward"):
+    with pytest.raises(InstallationError, match=r"journal\.fedward"):
         body.read(slice(0, 15))
 
 

@@ -3,8 +3,8 @@
     python -m fedward_simulations.bench.aggregation_speed [--json] [--megabytes M] [--sites N]
 
 Adding one number reads it, reads the sum and writes the sum: 24 bytes. The memory's own figure is the best of NumPy's
-copy and its triad over arrays far larger than any cache, by the same count of bytes (STREAM's, without the reads that a
-write of a whole line may cost). `add` is what an update in memory costs; `stored` is what the deployed coordinator does:
+copy and its triad over arrays far larger than any cache, by the same count of bytes (STREAM's, without the reads that
+a write of a whole line may cost). `add` is what an update in memory costs; `stored` is what the deployed coordinator does:
 it reads the updates of a round from the journal's file, a block of each at a time, and decodes the mean of the block.
 The sides take turns, and the best of each counts.
 """

@@ -54,9 +54,7 @@ def _fedward(task: _Task) -> None:
     give_back_what_is_freed()  # as `fedward_server.application` does
     folder = task.folder / "run"
     folder.mkdir()
-    coordinator = Coordinator(
-        task.study, hold_out, TorchPredictor(task.study, rows.features), folder, "deployed"
-    )
+    coordinator = Coordinator(task.study, hold_out, TorchPredictor(task.study, rows.features), folder, "deployed")
     with task.superlink.session(task.run) as (grid, _):
         result = coordinator.run(grid, task.roster)
     if result.status != "completed":

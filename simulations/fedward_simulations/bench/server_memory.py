@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import structlog
 
 from fedward_common.certificates import create_node_key, public_key_bytes
 from fedward_common.errors import FedwardError
@@ -83,9 +84,12 @@ def _one_side(side: str, study: Study, hold_out: dict[str, Any], folder: Path, l
         (folder / "task.json").touch(mode=0o600)
         (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
         sites = Sites(study, superlink.public_address, folder / "ca.pem", keys, stock=side == "flower")
-        with sites.answering(), _application(side, folder) as application:
-            with Probe({"application": application.pid, "superlink": superlink.process.pid}) as probe:
-                _await(application, sites, limit_s, folder)
+        with (
+            sites.answering(),
+            _application(side, folder) as application,
+            Probe({"application": application.pid, "superlink": superlink.process.pid}) as probe,
+        ):
+            _await(application, sites, limit_s, folder)
     model = 4 * parameter_spec(study).size
     peaks = {name: round(peak / _MB, 1) for name, peak in probe.peaks.items()}
     return {
@@ -101,7 +105,10 @@ def _one_side(side: str, study: Study, hold_out: dict[str, Any], folder: Path, l
 def _application(side: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     with (folder / "application.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", _APPLICATION, side, str(folder)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            [sys.executable, "-P", "-m", _APPLICATION, side, str(folder)],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
         )
     try:
         yield process
@@ -152,13 +159,16 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds for each side")
     parser.add_argument("--sides", nargs="+", default=["fedward", "flower"], choices=["fedward", "flower"])
     options = parser.parse_args()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # the sites' own log
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything that was started is ended
     with tempfile.TemporaryDirectory(prefix="fedward-bench-", dir=options.folder) as folder:
         try:
             figures = _measure(options, Path(folder))
         except FedwardError as error:
             parser.exit(1, error.diagnostics() + "\n")
-    lines = [f"{options.sites} sites, a model of {figures['model_mb']} MB, {options.rounds} rounds; {figures['counted']}"]
+    lines = [
+        f"{options.sites} sites, a model of {figures['model_mb']} MB, {options.rounds} rounds; {figures['counted']}"
+    ]
     for side in options.sides:
         found = figures[side]
         parts = ", ".join(f"{name} {peak} MB" for name, peak in found["peaks_mb"].items())
