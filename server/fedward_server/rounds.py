@@ -410,9 +410,11 @@ class RoundLoop:
 
 
 def _finite(weights: Weights) -> bool:
-    finite = all(bool(np.isfinite(weights[part]).all()) for part in blocks(len(weights)))
-    let_go(weights)
-    return finite
+    for part in blocks(len(weights)):
+        if not np.isfinite(weights[part]).all():
+            return False
+        let_go(weights)
+    return True
 
 
 def _mean(weighted: list[tuple[float, int]]) -> float | None:
