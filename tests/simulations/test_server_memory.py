@@ -1,4 +1,4 @@
-"""The benchmarks of the centre's memory and of the sum: they run whole in a small form, and their JSON keeps its shape."""
+"""The benchmarks of the centre's memory and of the sum run whole in a small form, and their JSON keeps its shape."""
 
 from __future__ import annotations
 

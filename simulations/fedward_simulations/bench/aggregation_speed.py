@@ -4,9 +4,9 @@
 
 Adding one number reads it, reads the sum and writes the sum: 24 bytes. The memory's own figure is the best of NumPy's
 copy and its triad over arrays far larger than any cache, by the same count of bytes (STREAM's, without the reads that
-a write of a whole line may cost). `add` is what an update in memory costs; `stored` is what the deployed coordinator does:
-it reads the updates of a round from the journal's file, a block of each at a time, and decodes the mean of the block.
-The sides take turns, and the best of each counts.
+a write of a whole line may cost). `add` is what an update in memory costs; `stored` is what the deployed coordinator
+does: it reads the updates of a round from the journal's file, a block of each at a time, and decodes the mean of the
+block. The sides take turns, and the best of each counts.
 """
 
 from __future__ import annotations
