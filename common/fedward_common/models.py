@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedward_common.canonical import canonical_json
+from fedward_common.paged import blocks, let_go
 from fedward_common.study import FedBN, Linear, Mlp, Study
 from fedward_common.tables import feature_count
 
@@ -35,6 +36,7 @@ __all__ = [
     "parted",
     "weights_of",
     "whole",
+    "whole_spec",
 ]
 
 
@@ -120,8 +122,16 @@ def parameter_spec(study: Study) -> ParameterSpec:
     return ParameterSpec(names, shapes)
 
 
+def whole_spec(study: Study) -> ParameterSpec:
+    """Return all parameters of `build_model`."""
+    names, shapes = zip(*_shapes(study), strict=True)
+    return ParameterSpec(names, shapes)
+
+
 def parted(study: Study, vector: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return the shared and the local part of a whole packed vector; the local one is empty but for FedBN."""
+    if not isinstance(study.aggregation, FedBN):
+        return vector, vector[:0]
     stays = _stays(study)
     return (vector[~stays], vector[stays]) if stays.any() else (vector, vector[:0])
 
@@ -130,9 +140,9 @@ def whole(
     study: Study, shared: npt.NDArray[np.float32], local: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.float32]:
     """Return the whole packed vector of a shared part and a site's local one; None: as the model begins."""
-    stays = _stays(study)
-    if not stays.any():
+    if not isinstance(study.aggregation, FedBN):
         return shared
+    stays = _stays(study)
     vector = _beginning(study)
     vector[~stays] = shared
     if local is not None:
@@ -145,31 +155,46 @@ def build_model(study: Study) -> nn.Module:
     return _FACTORIES[type(study.model)](study.model, feature_count(study.cohort))
 
 
-def initial_weights(study: Study) -> npt.NDArray[np.float32]:
+def initial_weights(study: Study, into: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
     """Return the first global model, its shared part packed, shape (size,): a function of the study alone.
 
     A linear model starts at zero, its loss being convex. Else weights are uniform in ±1/√(inputs) (the bound of
     He et al. 2015 for a = √5) and biases zero, drawn by NumPy's PCG64 from ``study.seed``: equal on every
     platform and independent of torch's version. A normalisation begins at scale one.
+
+    Args:
+        study: the contract.
+        into: a vector of zeros to fill and return; None: a new one.
     """
-    return parted(study, _beginning(study))[0]
+    if not isinstance(study.aggregation, FedBN):
+        return _beginning(study, into)
+    shared = parted(study, _beginning(study))[0]
+    if into is None:
+        return shared
+    into[:] = shared
+    return into
 
 
-def _beginning(study: Study) -> npt.NDArray[np.float32]:
+def _beginning(study: Study, into: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
     """Return the first model, whole."""
+    shapes = list(_shapes(study))
+    size = sum(int(np.prod(shape)) for _, shape in shapes)
+    vector = np.zeros(size, dtype=np.float32) if into is None else into
     if isinstance(study.model, Linear):
-        return np.zeros(sum(int(np.prod(shape)) for _, shape in _shapes(study)), dtype=np.float32)
-    generator = np.random.Generator(np.random.PCG64(study.seed))
-    parts = []
-    for name, shape in _shapes(study):
-        if name.endswith("bias"):
-            parts.append(np.zeros(shape).ravel())
-        elif _normalising(study, name):
-            parts.append(np.ones(shape).ravel())
-        else:
+        return vector
+    generator, start = np.random.Generator(np.random.PCG64(study.seed)), 0
+    for name, shape in shapes:
+        count = int(np.prod(shape))
+        if _normalising(study, name) and not name.endswith("bias"):
+            vector[start : start + count] = 1
+        elif not name.endswith("bias"):
             bound = 1 / np.sqrt(shape[-1])
-            parts.append(generator.uniform(-bound, bound, size=shape).ravel())
-    return np.concatenate(parts).astype(np.float32)
+            for block in blocks(count):
+                drawn = generator.uniform(-bound, bound, size=block.stop - block.start)
+                vector[start + block.start : start + block.stop] = drawn
+            let_go(vector)
+        start += count
+    return vector
 
 
 def load_weights(model: nn.Module, vector: npt.NDArray[np.float32]) -> None:

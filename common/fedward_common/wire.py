@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -33,7 +33,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedward_common.control import controlled
 from fedward_common.errors import Refusal, RefusalCode, RejectedReply, StudyError
-from fedward_common.packing import VECTOR_KEYS, pack, part_names, unpack
+from fedward_common.packing import VECTOR_KEYS, pack, part_names, unpack, unpack_parts
 from fedward_common.protocol import OURS, outdated
 from fedward_common.study import Study
 from fedward_common.study_file import MAX_SIGNATURES, Signature
@@ -48,6 +48,7 @@ __all__ = [
     "read_refusal",
     "read_task",
     "read_update",
+    "read_update_in_parts",
     "refusing_site",
     "write_enrolment",
     "write_refusal",
@@ -311,6 +312,24 @@ def read_update(content: RecordDict, *, size: int) -> Update:
     except ValueError as error:
         check = "update"
         raise RejectedReply(check, str(error)) from None
+    return _update(header, values)
+
+
+def read_update_in_parts(content: RecordDict, *, size: int) -> tuple[Update, Iterator[npt.NDArray[np.int64]]]:
+    """Return one site's update without its values, and these a part at a time, none looked at before it is asked for.
+
+    Args:
+        content: the reply.
+        size: number of parameters of the study's model.
+
+    Raises:
+        RejectedReply: as `read_update`; for a part that is wrong, when its turn comes.
+    """
+    header = _reply_header(content, _UPDATE_KEYS, part_names(size * _UPDATE.itemsize))
+    return _update(header, np.zeros(0, dtype=np.int64)), _update_parts(content, header, size)
+
+
+def _update(header: ConfigRecord, values: npt.NDArray[np.int64]) -> Update:
     return Update(
         site=_string(header, "site"),
         digest=_string(header, "digest"),
@@ -320,6 +339,15 @@ def read_update(content: RecordDict, *, size: int) -> Update:
         values=values,
         metrics=_metrics(header),
     )
+
+
+def _update_parts(content: RecordDict, header: ConfigRecord, size: int) -> Iterator[npt.NDArray[np.int64]]:
+    try:
+        for part in unpack_parts(content, header, dtype=_UPDATE, length=size):
+            yield np.frombuffer(part, dtype=_UPDATE)
+    except ValueError as error:
+        check = "update"
+        raise RejectedReply(check, str(error)) from None
 
 
 def write_refusal(site: str, refusal: Refusal) -> RecordDict:

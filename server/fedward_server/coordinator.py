@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,10 +23,11 @@ from fedward_common.models import parameter_spec
 from fedward_common.privacy import Spend, epsilon_of, epsilon_schedule, round_spend
 from fedward_common.study import DpSgd, Study
 from fedward_common.study_file import Signature, StudyFile
+from fedward_common.wire import Update
 from fedward_server.aggregation import aggregator_for
-from fedward_server.checkpoint import encode_tensors, write_atomically
+from fedward_server.checkpoint import encoded_tensors, write_atomically, write_pieces
 from fedward_server.evaluation import HoldOut, Predictor, final_metrics, point_metrics, roc_curve
-from fedward_server.journal import Progress, Record, RoundLog, Seat, Values
+from fedward_server.journal import Accepted, Progress, Record, RoundLog, Seat, StoredUpdate, Values
 from fedward_server.privacy_statement import dump_statement, statement_of
 from fedward_server.result import Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef, with_late
 from fedward_server.resume import Logbook, Standing, beginning, finished, held, standing
@@ -75,6 +75,13 @@ class _Told:
         """See `RoundLog.write`."""
         self.log.write(record, values)
         self.told(record)
+
+    def store(self, update: Update, size: int, parts: Iterable[Values]) -> StoredUpdate | None:
+        """See `RoundLog.store`."""
+        stored = self.log.store(update, size, parts)
+        if stored is not None:
+            self.told(Accepted.of(update))
+        return stored
 
 
 @dataclass
@@ -152,7 +159,7 @@ class Coordinator:
         """
         with contextlib.ExitStack() as stack:
             if not self.resumable:
-                start, book = beginning(self.study), Logbook(self.folder, self.study.digest, None)
+                start, book = beginning(self.study, self.folder), Logbook(self.folder, self.study.digest, None)
             else:
                 stack.enter_context(held(self.folder))
                 self.result = finished(self.folder, self.study)
@@ -172,7 +179,13 @@ class Coordinator:
             self.study,
             grid,
             roster,
-            aggregator_for(self.study, start.aggregator_state, after=len(start.progress.closed), root=self.root),
+            aggregator_for(
+                self.study,
+                start.aggregator_state,
+                after=len(start.progress.closed),
+                root=self.root,
+                folder=self.folder,
+            ),
             poll_seconds=poll_seconds,
             clock=self.clock,
             wall=self.wall,
@@ -324,9 +337,9 @@ class Coordinator:
 
     def _release(self, weights: Weights) -> ModelFile:
         spec = parameter_spec(self.study)
-        content = encode_tensors(spec.split(weights), {"study": self.study.digest, "format": "fedward-1"})
-        write_atomically(self.folder / "model.safetensors", content)
-        return ModelFile(file="model.safetensors", sha256=hashlib.sha256(content).hexdigest(), parameters=spec.size)
+        pieces = encoded_tensors(spec.split(weights), {"study": self.study.digest, "format": "fedward-1"})
+        sha256 = write_pieces(self.folder / "model.safetensors", pieces)
+        return ModelFile(file="model.safetensors", sha256=sha256, parameters=spec.size)
 
     def _site(self, loop: RoundLoop, site: str) -> SiteResult:
         enrolment = next((e for e in loop.enrolments.values() if e.site == site), None)

@@ -21,7 +21,7 @@ late       another reply is looked at: this one answers a round that had closed
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Final, Literal, NoReturn, Protocol
 
 import numpy as np
@@ -37,6 +37,7 @@ __all__ = [
     "Asked",
     "Asking",
     "Begun",
+    "Body",
     "Enrolled",
     "Joined",
     "Late",
@@ -48,6 +49,7 @@ __all__ = [
     "Retried",
     "RoundLog",
     "Seat",
+    "StoredUpdate",
     "Story",
     "parse_record",
     "story_of",
@@ -241,12 +243,32 @@ class Story:
     open: OpenRound | None = None
 
 
+class Body(Protocol):
+    """The values of an update that are on the disk."""
+
+    def read(self, part: slice) -> Values:
+        """Return these of them, int64."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredUpdate:
+    """An update whose values are on the disk: `head` has none, `body` has them all, `size` is how many."""
+
+    head: Update
+    body: Body
+    size: int
+
+    def whole(self) -> Update:
+        """Return the update with its values, in memory."""
+        return replace(self.head, values=self.body.read(slice(0, self.size)))
+
+
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """An open round and its accepted updates, one in memory at a time."""
+    """An open round and its accepted updates."""
 
     open: OpenRound
-    updates: Iterator[Update]
+    updates: Iterator[StoredUpdate]
 
 
 class RoundLog(Protocol):
@@ -254,6 +276,13 @@ class RoundLog(Protocol):
 
     def write(self, record: Record, values: Values | None = None) -> None:
         """Return once the record is where a killed process finds it again."""
+
+    def store(self, update: Update, size: int, parts: Iterable[Values]) -> StoredUpdate | None:
+        """Write an accepted update part by part, as they come; return it once it is where it is found again.
+
+        An error that `parts` raises passes through, and leaves nothing of the record. None where no updates are
+        kept; no part has been looked at then.
+        """
 
 
 def parse_record(content: bytes) -> Record:

@@ -18,10 +18,11 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedward_common.errors import QuorumLostError, RejectedReply
+from fedward_common.paged import blocks, let_go
 from fedward_common.study import Study
 from fedward_common.study_file import Signature
 from fedward_common.wire import Enrolment, Update, write_roll_call, write_task
-from fedward_server.aggregation import Aggregator
+from fedward_server.aggregation import Aggregator, Streaming
 from fedward_server.gatekeeper import Gatekeeper
 from fedward_server.journal import (
     Accepted,
@@ -35,6 +36,7 @@ from fedward_server.journal import (
     Retried,
     RoundLog,
     Seat,
+    StoredUpdate,
     Values,
     time_left,
 )
@@ -63,6 +65,10 @@ _CALL_S: Final = 60.0
 class _Unlogged:
     def write(self, record: Record, values: Values | None = None) -> None:
         """Keep nothing."""
+
+    def store(self, update: Update, size: int, parts: Iterable[Values]) -> StoredUpdate | None:  # noqa: ARG002
+        """Keep nothing."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,21 +298,34 @@ class RoundLoop:
 
     def _settle(self, question: Question, reply: Message, tally: _Tally, gatekeeper: Gatekeeper) -> None:
         try:
-            update = self._judge(question.node, reply, gatekeeper)
+            self._accept(question.node, reply, gatekeeper, tally)
         except RejectedReply as error:
             if not self._once_more(question, error, tally):
                 self._miss(question.site, error, tally)
-            return
-        self.log.write(Accepted.of(update), update.values)
-        self.aggregator.add(update)
-        tally.take(update)
 
-    def _judge(self, node: int, reply: Message, gatekeeper: Gatekeeper) -> Update:
+    def _accept(self, node: int, reply: Message, gatekeeper: Gatekeeper, tally: _Tally) -> None:
+        """Check a reply, log it, and count it; nothing of it counts before all of it has been checked.
+
+        For a streaming rule, its values go from the grid to the log part by part, and are in memory at no time.
+
+        Raises:
+            RejectedReply: it is no update of this round.
+        """
         refusal = reason_of(reply)
         if refusal:
             check = "refused"
             raise RejectedReply(check, refusal)
-        return gatekeeper.check(node, reply.content)
+        if isinstance(self.aggregator, Streaming):
+            head, parts = gatekeeper.open(node, reply.content)
+            stored = self.log.store(head, gatekeeper.size, parts)
+            if stored is not None:
+                self.aggregator.take(stored)
+                tally.take(head)
+                return
+        update = gatekeeper.check(node, reply.content)
+        self.log.write(Accepted.of(update), update.values)
+        self.aggregator.add(update)
+        tally.take(update)
 
     def _once_more(self, question: Question, error: RejectedReply, tally: _Tally) -> bool:
         """Return whether a site that fell out is asked a second and last time in this round.
@@ -372,7 +391,7 @@ class RoundLoop:
         self.away |= {site for site, reason in tally.missing.items() if unreachable(reason)}
         self._require_quorum(len(tally.accepted), f"answered in round {tally.number}", tally.missing)
         new = self.aggregator.finish()
-        if not np.isfinite(new).all():
+        if not _finite(new):
             msg = f"round {tally.number} gave a model that is not finite"
             raise QuorumLostError(msg, remedy="a smaller learning rate, locally or at the server")
         self.counted |= dict.fromkeys(tally.accepted, tally.number)
@@ -407,8 +426,11 @@ class RoundLoop:
     def _replay(self, recovered: Recovered, tally: _Tally) -> OpenRound:
         """Count what an earlier process had accepted, and what it had not, without asking anybody."""
         for update in recovered.updates:
-            self.aggregator.add(update)
-            tally.take(update)
+            if isinstance(self.aggregator, Streaming):
+                self.aggregator.take(update)
+            else:
+                self.aggregator.add(update.whole())
+            tally.take(update.head)
         for site, missed in recovered.open.missed.items():
             tally.missing[site] = missed.reason
             if missed.for_good:
@@ -432,6 +454,14 @@ class RoundLoop:
             reasons = "; ".join(f"{site}: {why}" for site, why in sorted((missing or self.excluded).items()))
             msg = f"{count} sites {what}, the quorum is {quorum} ({reasons})"
             raise QuorumLostError(msg, remedy="see each site's reason in result.json")
+
+
+def _finite(weights: Weights) -> bool:
+    for part in blocks(len(weights)):
+        if not np.isfinite(weights[part]).all():
+            return False
+        let_go(weights)
+    return True
 
 
 def _mean(weighted: list[tuple[float, int]]) -> float | None:

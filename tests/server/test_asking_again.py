@@ -32,6 +32,9 @@ class Notes:
     def write(self, record: Record, values: Any = None) -> None:  # noqa: ARG002  (the log's signature)
         self.records.append(record)
 
+    def store(self, *_: object) -> None:
+        """Keep no update: it is written whole then."""
+
     def of(self, kind: type[Any]) -> list[Any]:
         return [record for record in self.records if isinstance(record, kind)]
 
