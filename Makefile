@@ -18,7 +18,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs-test campaigns mutants bench constraints clean distclean
+.PHONY: help install demo test lint docs-test campaigns mutants bench wheel constraints clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,14 +55,20 @@ lint: install ## Check style, types and the borders between the rooms
 docs-test: install ## Run the commands that README.md and the guides show
 	$(BIN)/pytest -m docs tests/docs $(PYTEST_ARGS)
 
-campaigns: install ## Run the campaigns (kills, hostile messages, canaries) in their reduced forms
-	$(BIN)/pytest -m reduced tests/attacks $(PYTEST_ARGS)
+campaigns: install ## Run the campaigns (kills, hostile messages, the last release) in their reduced forms
+	$(BIN)/pytest -m reduced tests/attacks tests/e2e $(PYTEST_ARGS)
 
 mutants: install ## Plant defects of differential privacy in a copy of the sources: each must turn tests red
 	$(BIN)/pytest -m mutants tests/attacks/test_privacy_mutants.py $(PYTEST_ARGS)
 
 bench: install ## Time a simulation beside Flower's own
 	$(BIN)/python -m fedward_simulations.bench.simulation_speed
+
+# The builder is the pinned one and the times are the commit's: the same commit gives the same bytes.
+wheel: install ## Build dist/fedward-VERSION-py3-none-any.whl, the same bytes for the same commit
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation \
+	    --no-cache-dir --wheel-dir dist .
+	@cd dist && sha256sum fedward-*.whl
 
 # After a dependency was added or raised: `make install constraints`. From nothing: `make distclean`, empty
 # constraints.txt, `make install constraints`. The local tag (torch+cpu) goes, so that any build of the version will do.

@@ -302,6 +302,7 @@ class Rehearsal:
         anonymous: bool = False,
         listener: Listener = lambda _: None,
         study: Study | None = None,
+        unfit: Mapping[str, str] | None = None,
     ) -> Outcome:
         """Run the whole study once.
 
@@ -312,6 +313,7 @@ class Rehearsal:
             anonymous: the nodes have no keys, so the coordinator takes their word for their names.
             listener: see `Coordinator`.
             study: what the centre asks instead of what the sites have approved.
+            unfit: see `Coordinator`.
         """
         self._runs += 1
         folder = self.root / f"run-{self._runs}"
@@ -319,7 +321,8 @@ class Rehearsal:
         homes: dict[str, Path | None] = {site: home for site, home in self.homes.items() if site not in without}
         grid = ScriptedGrid(homes, script, order=order)
         coordinator = Coordinator(
-            study or self.study, self.central, self.predictor, folder, "rehearsal", listener, clock=grid.clock
-        )
+            study or self.study, self.central, self.predictor, folder, "rehearsal", listener, clock=grid.clock,
+            unfit=unfit or {},
+        )  # fmt: skip
         result = coordinator.run(grid, None if anonymous else grid.roster, poll_seconds=0)
         return Outcome(coordinator.study, result, folder, grid)

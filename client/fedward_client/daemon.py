@@ -32,6 +32,7 @@ from fedward_client.flower_adapter import (
     FleetConnection,
     Incoming,
     NotAdmittedError,
+    OtherReleaseError,
     PackedReply,
     RejectedError,
     RunOverError,
@@ -47,9 +48,10 @@ from fedward_client.vitals import Vitals, shown
 from fedward_client.worker import Worker
 from fedward_common.certificates import issued_by
 from fedward_common.enrolment import Reminder
-from fedward_common.errors import FedwardError, Refusal, RefusalCode, TransportError
+from fedward_common.errors import FedwardError, InstallationError, Refusal, RefusalCode, TransportError
 from fedward_common.files import replace_file
 from fedward_common.notify import Watchdog
+from fedward_common.protocol import OURS, Release
 from fedward_common.wire import read_refusal
 
 __all__ = [
@@ -127,6 +129,7 @@ class Daemon:
         stop: set by whoever wants the daemon to end.
         watchdog: hears how long each step may take.
         vitals: hears what becomes of connection and tasks.
+        ours: the protocols that this site speaks.
     """
 
     def __init__(
@@ -137,6 +140,8 @@ class Daemon:
         stop: threading.Event,
         watchdog: Watchdog | None = None,
         vitals: Vitals | None = None,
+        *,
+        ours: Release = OURS,
     ) -> None:
         self._home = home
         self._settings = settings
@@ -150,6 +155,7 @@ class Daemon:
         self._pinned_runs: dict[int, None] = {}
         self._rejected: dict[Key, int] = {}
         self._waiting = False
+        self._ours, self._turned_away = ours, ""
 
     def request_stop(self, *_: object) -> None:
         """End `serve` soon. A signal handler: it interrupts the wait for a message, and nothing else.
@@ -183,6 +189,7 @@ class Daemon:
         failures = 0
         while not self._stop.is_set():
             self._allow(_STEP_S)
+            way = self._way(way)
             try:
                 with open_fleet(
                     self._settings.superlink,
@@ -195,6 +202,7 @@ class Daemon:
                     heartbeat_s=self._settings.heartbeat_s,
                     wait_s=self._settings.wait_s,
                     watching=self._vitals.answer_seen,
+                    ours=self._ours,
                 ) as fleet:
                     self._greet(fleet, way)
                     failures = 0
@@ -205,8 +213,27 @@ class Daemon:
                 _log.warning("not_connected", cause=error.message, remedy=error.remedy, retry_s=wait)
                 self._watchdog.notifier.status(f"not connected: {error.message}")
                 self._vitals.disconnected(error)
+                if isinstance(error, OtherReleaseError):
+                    self._note_other_release(error)
                 self._remind()
                 self._stop.wait(wait)
+
+    def _way(self, former: Outbound) -> Outbound:
+        """Return the way out as its files are now: a CA file that was replaced counts from the next connection on."""
+        try:
+            return open_way(self._settings, os.environ)
+        except InstallationError as error:
+            _log.error("way_unusable", cause=error.message, remedy=error.remedy)
+            return former
+
+    def _note_other_release(self, error: OtherReleaseError) -> None:
+        """Put into the site's log, once for each release of the centre, that nothing can be done with it."""
+        if error.message == self._turned_away:
+            return
+        self._turned_away = error.message
+        _log.error("other_release", cause=error.message, remedy=error.remedy)
+        code = RefusalCode.PROTOCOL_MISMATCH
+        self._site.refuse(Refusal(code, error.message, remedy=error.remedy, fields=error.facts()))
 
     def _allow(self, seconds: float) -> None:
         """Promise to be here again within `seconds`."""

@@ -14,9 +14,10 @@ import httpx
 
 from fedward_client.connection import Outbound
 from fedward_client.diagnosis import diagnose, skew_s
-from fedward_common.certificates import fingerprint
+from fedward_common.certificates import fingerprint, sole_certificate
 from fedward_common.enrolment import AUTHORITY_PATH, MAX_BODY_BYTES, refused
 from fedward_common.errors import EnrolmentCode, EnrolmentError, TransportError
+from fedward_common.protocol import OURS, Release, compatible
 
 __all__ = ["Answer", "fetch_authority", "post", "reach"]
 
@@ -57,12 +58,11 @@ def fetch_authority(address: str, expected: str, proxy: httpx.Proxy | None) -> b
     unverified.verify_mode = ssl.CERT_NONE
     pem = post(address, AUTHORITY_PATH, b"", Outbound(unverified, proxy)).body
     try:
-        found = fingerprint(pem)
+        if fingerprint(pem) == expected:
+            return sole_certificate(pem)  # whoever answers may have added one of his own
     except ValueError:
-        found = ""
-    if found != expected:
-        raise refused(EnrolmentCode.FINGERPRINT_MISMATCH)
-    return pem
+        pass
+    raise refused(EnrolmentCode.FINGERPRINT_MISMATCH)
 
 
 def reach(address: str, way: Outbound) -> Answer:
@@ -82,7 +82,7 @@ def post(address: str, path: str, body: bytes, way: Outbound) -> Answer:
         TransportError: no answer, or another one than a centre gives; the message names the cause.
     """
     started = time.monotonic()
-    headers = {"accept-encoding": "identity", "content-type": "application/json"}
+    headers = {"accept-encoding": "identity", "content-type": "application/json", **OURS.headers()}
     with httpx.Client(
         verify=way.tls, proxy=way.proxy, trust_env=False, timeout=_TIMEOUT_S, follow_redirects=False
     ) as client:
@@ -112,7 +112,10 @@ def _bounded(response: httpx.Response) -> bytes:
 
 def _refusal(response: httpx.Response, answer: bytes, way: Outbound) -> EnrolmentError | TransportError:
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        return refused(EnrolmentCode(json.loads(answer)["code"]))
+        reason = EnrolmentCode(json.loads(answer)["code"])
+        why = compatible(OURS, Release.of(response.headers)) if reason is EnrolmentCode.PROTOCOL_MISMATCH else None
+        known = refused(reason)
+        return known if why is None else EnrolmentError(reason, known.message, remedy=why)
     error = httpx.HTTPStatusError(str(response.status_code), request=response.request, response=response)
     return _transport(error, way)
 

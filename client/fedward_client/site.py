@@ -106,7 +106,9 @@ class Site:
         try:
             task = read_task(content)
             study = task.study.digest
-            return write_enrolment(self.enrol(task)) if task.weights is None else write_update(self.train(task))
+            if task.weights is None:
+                return write_enrolment(self.enrol(task), protocol=task.protocol)
+            return write_update(self.train(task), protocol=task.protocol)
         except FedwardError as error:
             refusal = refusal_of(error)
         return self.refuse(refusal, study)

@@ -38,6 +38,7 @@ __all__ = [
     "node_public_key",
     "public_key_bytes",
     "sign_as_node",
+    "sole_certificate",
     "verify_as_node",
     "write_private",
 ]
@@ -147,6 +148,15 @@ def fingerprint(certificate_pem: bytes) -> str:
         ValueError: the bytes are no PEM certificate.
     """
     return x509.load_pem_x509_certificate(certificate_pem).fingerprint(hashes.SHA256()).hex()
+
+
+def sole_certificate(pem: bytes) -> bytes:
+    """Return the first certificate in `pem`, the one that `fingerprint` is of, and nothing that stands beside it.
+
+    Raises:
+        ValueError: the bytes are no PEM certificate.
+    """
+    return x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.PEM)
 
 
 def certificate_expiry(certificate_pem: bytes) -> dt.datetime:

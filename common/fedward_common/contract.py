@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from fedward_common.errors import StudyError, UnknownKeyError
 
-__all__ = ["Contract", "nearest", "quantity", "validated"]
+__all__ = ["Contract", "nearest", "plain", "quantity", "validated"]
 
 _LIMITS = {
     "greater_than": ("gt", "more than"),
@@ -30,9 +30,42 @@ class Contract(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
 
-def quantity(description: str, unit: str = "", **limits: Any) -> Any:
-    """Return a field with a unit that error messages repeat; `limits` are pydantic's (``ge``, ``le``, …)."""
-    return pydantic.Field(description=description, json_schema_extra={"unit": unit} if unit else None, **limits)
+def quantity(description: str, unit: str = "", *, later: bool = False, **limits: Any) -> Any:
+    """Return a field with a unit that error messages repeat; `limits` are pydantic's (``ge``, ``le``, …).
+
+    `later` marks a field that the last release did not have; see `plain`.
+    """
+    extra: dict[str, Any] = ({"unit": unit} if unit else {}) | ({"later": True} if later else {})
+    return pydantic.Field(description=description, json_schema_extra=extra or None, **limits)
+
+
+def plain(contract: Contract) -> dict[str, Any]:
+    """Return a contract as plain JSON values: every default written out, but for those of `later` fields.
+
+    So the contract of whoever does not use what a release has added is the same, byte for byte, in that release and in
+    the last one, which would refuse the key.
+    """
+    values = contract.model_dump(mode="json", by_alias=True)
+    _leave_out_later(contract, values)
+    return values
+
+
+def _leave_out_later(part: object, values: Any) -> None:
+    match part:
+        case Contract():
+            for name, field in type(part).model_fields.items():
+                key, value, extra = field.alias or name, getattr(part, name), field.json_schema_extra
+                later = isinstance(extra, dict) and bool(extra.get("later"))
+                if later and value == field.get_default(call_default_factory=True):
+                    del values[key]
+                else:
+                    _leave_out_later(value, values[key])
+        case Mapping():
+            for value, dumped in zip(part.values(), values.values(), strict=True):
+                _leave_out_later(value, dumped)
+        case tuple() | list():
+            for value, dumped in zip(part, values, strict=True):
+                _leave_out_later(value, dumped)
 
 
 def nearest(word: str, valid: typing.Iterable[str]) -> str | None:

@@ -91,6 +91,10 @@ _MESSAGES: Final[dict[EnrolmentCode, tuple[str, str]]] = {
         "the certificate authority that answers is not the one of the invite",
         "copy the whole line again; if it stays so, somebody else answers under that address: tell the centre",
     ),
+    EnrolmentCode.PROTOCOL_MISMATCH: (
+        "the releases of Fedward at site and centre do not work together",
+        "upgrade the older one; see docs/operate-the-centre.md",
+    ),
 }
 
 

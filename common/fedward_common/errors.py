@@ -295,6 +295,7 @@ class EnrolmentCode(StrEnum):
     KEY_EXPIRED = "key_expired"
     SITE_REVOKED = "site_revoked"
     FINGERPRINT_MISMATCH = "fingerprint_mismatch"
+    PROTOCOL_MISMATCH = "protocol_mismatch"
 
 
 class EnrolmentError(FedwardError):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from fedward_common.canonical import canonical_json, digest
-from fedward_common.contract import Contract, quantity, validated
+from fedward_common.contract import Contract, plain, quantity, validated
 from fedward_common.schema import CohortSchema
 
 __all__ = [
@@ -350,8 +350,8 @@ class Study(Contract):
         return self.aggregation.rule in SINGLE_UPDATE_RULES
 
     def contract(self) -> dict[str, Any]:
-        """Return the study as plain JSON values, every default written out."""
-        return self.model_dump(mode="json", by_alias=True)
+        """Return the study as plain JSON values, every default written out; see `plain`."""
+        return plain(self)
 
     def canonical(self) -> bytes:
         """Return the bytes that are signed and whose SHA-256 is the digest."""

@@ -12,7 +12,9 @@ from a site  refusal    site, a code from `RefusalCode`, allow-listed fields
 
 Every content is one record, the header; a vector travels inside it as bytes (`fedward_common.packing`), a long one in
 further records. Sizes are bounded before anything is decoded. What a site reads wrong is a `Refusal`; what the centre
-reads wrong is a `RejectedReply`. Both turn another `PROTOCOL` away.
+reads wrong is a `RejectedReply`. Both read every protocol that this release speaks (`fedward_common.protocol`) and turn
+others away. The centre asks in the oldest of them; a site answers in the one that it was asked in. A refusal has one
+form for ever, so that whoever speaks another protocol can say so.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedward_common.errors import Refusal, RefusalCode, RejectedReply, StudyError
 from fedward_common.packing import VECTOR_KEYS, pack, part_names, unpack
+from fedward_common.protocol import OURS, outdated
 from fedward_common.study import Study
 from fedward_common.study_file import MAX_SIGNATURES, Signature
 
@@ -51,7 +54,7 @@ __all__ = [
     "write_update",
 ]
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = OURS.newest
 MAX_STUDY_BYTES: Final = 1 << 20
 _MAX_TEXT: Final = 256
 _CROSSING: Final = re.compile(r"[a-z_]+( (asked|key|limit|round|rule_count)=[A-Za-z0-9_.+-]{1,64})*")
@@ -66,12 +69,16 @@ _UPDATE_KEYS: Final = frozenset({"protocol", "site", "digest", "round", "weight"
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a site is asked: round 0 is the roll call and carries no model. No signature has been verified yet."""
+    """What a site is asked: round 0 is the roll call and carries no model. No signature has been verified yet.
+
+    `protocol` is the one that it was asked in.
+    """
 
     study: Study
     round: int
     weights: npt.NDArray[np.float32] | None
     signatures: tuple[Signature, ...] = ()
+    protocol: int = PROTOCOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,8 @@ def write_task(
 
 
 def _asking(study: Study, signatures: Sequence[Signature], round_: int, **more: str | int | bytes) -> ConfigRecord:
-    header = ConfigRecord({"protocol": PROTOCOL, "study": study.canonical().decode("utf-8"), "round": round_, **more})
+    contract = study.canonical().decode("utf-8")
+    header = ConfigRecord({"protocol": OURS.oldest, "study": contract, "round": round_, **more})
     if signatures:
         header["signatures"] = [f"{signature.key} {signature.signature}" for signature in signatures]
     return header
@@ -132,7 +140,7 @@ def read_task(content: RecordDict) -> Task:
         Refusal: ``protocol_mismatch``, ``message_invalid``, ``study_invalid``, ``round_out_of_range`` or
             ``model_mismatch``.
     """
-    header = _task_header(content)
+    header, protocol = _task_header(content)
     text, round_ = header.get("study"), header.get("round")
     if not isinstance(text, str) or len(text) > MAX_STUDY_BYTES or type(round_) is not int:
         raise Refusal(RefusalCode.MESSAGE_INVALID, "study or round is missing, too long or of the wrong type")
@@ -145,7 +153,7 @@ def read_task(content: RecordDict) -> Task:
         raise Refusal(RefusalCode.ROUND_OUT_OF_RANGE, fields={"asked": round_, "limit": study.training.rounds})
     if round_ == 0:
         _refuse_more(content, _ROLL_CALL_KEYS)
-        return Task(study, 0, None, signatures)
+        return Task(study, 0, None, signatures, protocol)
     from fedward_common.models import parameter_spec  # noqa: PLC0415  (models import study; keeps wire's own imports light)
 
     size = parameter_spec(study).size
@@ -156,21 +164,21 @@ def read_task(content: RecordDict) -> Task:
         raise Refusal(RefusalCode.MODEL_MISMATCH, str(error)) from error
     if not np.isfinite(weights).all():
         raise Refusal(RefusalCode.MODEL_MISMATCH, "the global model is not finite")
-    return Task(study, round_, weights, signatures)
+    return Task(study, round_, weights, signatures, protocol)
 
 
-def _task_header(content: RecordDict) -> ConfigRecord:
+def _task_header(content: RecordDict) -> tuple[ConfigRecord, int]:
     header = _header(content)
     protocol = header.get("protocol") if header is not None else None
     if header is None or type(protocol) is not int:
         raise Refusal(RefusalCode.MESSAGE_INVALID, "no header that names its protocol")
-    if protocol != PROTOCOL:
+    if protocol not in OURS:
         older = "the coordinator" if protocol < PROTOCOL else "this site"
         remedy = f"upgrade Fedward at {older}"
         fields = {"asked": protocol, "limit": PROTOCOL}
         msg = f"protocol {protocol}, not {PROTOCOL}"
         raise Refusal(RefusalCode.PROTOCOL_MISMATCH, msg, remedy=remedy, fields=fields)
-    return header
+    return header, protocol
 
 
 def _refuse_more(content: RecordDict, keys: frozenset[str], parts: Sequence[str] = ()) -> None:
@@ -191,11 +199,11 @@ def _signatures(header: ConfigRecord) -> tuple[Signature, ...]:
     return tuple(Signature(*str(line).split(" ")) for line in lines)
 
 
-def write_enrolment(enrolment: Enrolment) -> RecordDict:
-    """Return a site's yes to the roll call."""
+def write_enrolment(enrolment: Enrolment, *, protocol: int = PROTOCOL) -> RecordDict:
+    """Return a site's yes to the roll call, in the protocol that it was asked in."""
     return RecordDict({
         _HEADER: ConfigRecord({
-            "protocol": PROTOCOL,
+            "protocol": protocol,
             "site": enrolment.site,
             "digest": enrolment.digest,
             "patients": enrolment.patients,
@@ -218,8 +226,8 @@ def read_enrolment(content: RecordDict) -> Enrolment:
     return Enrolment(_string(header, "site"), _string(header, "digest"), patients, _string(header, "version"))
 
 
-def write_update(update: Update) -> RecordDict:
-    """Return one site's update of one round.
+def write_update(update: Update, *, protocol: int = PROTOCOL) -> RecordDict:
+    """Return one site's update of one round, in the protocol that it was asked in.
 
     Raises:
         ValueError: a metric that no site may send.
@@ -229,7 +237,7 @@ def write_update(update: Update) -> RecordDict:
         raise ValueError(msg)
     vector, parts = pack(update.values, _UPDATE)
     header = ConfigRecord({
-        "protocol": PROTOCOL,
+        "protocol": protocol,
         "site": update.site,
         "digest": update.digest,
         "round": update.round,
@@ -278,7 +286,8 @@ def write_refusal(site: str, refusal: Refusal) -> RecordDict:
 def read_refusal(content: RecordDict) -> str | None:
     """Return the code and fields of a refusal as text, or None when the content is none; at the centre.
 
-    Fields that no refusal has, or that hold more than names and numbers, are left out: the text is shown to people.
+    Fields that no refusal has, or that hold more than names and numbers, are left out: the text is shown to people. Of
+    two releases that do not work together, the text says which one to upgrade.
     """
     header = _header(content)
     text = header.get("refusal") if header is not None else None
@@ -287,7 +296,7 @@ def read_refusal(content: RecordDict) -> str | None:
     code = text.split(" ", 1)[0]
     if code not in set(RefusalCode):
         return RefusalCode.INTERNAL.value
-    return text if len(text) <= _MAX_TEXT and _CROSSING.fullmatch(text) else code
+    return outdated(text) if len(text) <= _MAX_TEXT and _CROSSING.fullmatch(text) else code
 
 
 def refusing_site(content: RecordDict) -> str:
@@ -308,9 +317,10 @@ def _reply_header(content: RecordDict, keys: frozenset[str], parts: Sequence[str
     if header is None or type(protocol) is not int:
         check = "protocol"
         raise RejectedReply(check, "no header of this protocol")
-    if protocol != PROTOCOL:
-        check = "protocol"
-        raise RejectedReply(check, f"{RefusalCode.PROTOCOL_MISMATCH} asked={protocol} limit={PROTOCOL}")
+    if protocol not in OURS:
+        check, older = "protocol", "the site" if protocol < PROTOCOL else "the centre"
+        facts = f"{RefusalCode.PROTOCOL_MISMATCH} asked={protocol} limit={PROTOCOL}"
+        raise RejectedReply(check, f"{facts}: upgrade Fedward at {older}")
     if more := set(header) - keys:
         raise RejectedReply(check, f"{len(more)} entries that no such reply has")
     return header

@@ -202,13 +202,16 @@ def _coordinated(
         roster = _roster(config, study.sites)
 
         def call() -> RoundLoop:
-            return RoundLoop(study, grid, roster, aggregator_for(study), signatures=coordinator.signatures)
+            loop = RoundLoop(study, grid, roster, aggregator_for(study), signatures=coordinator.signatures)
+            loop.excluded = _unfit(config, study.sites)
+            return loop
 
         with contextlib.suppress(KeyboardInterrupt):  # the coordinator will hear it as well
             reins.between_rounds()
             board.enter("enrolling")
             if not begun(folder):
                 gather(call, board, reins.wait)
+        coordinator.unfit = _unfit(config, study.sites)
         result = coordinator.run(grid, roster)
         session.end()
     return result
@@ -227,6 +230,12 @@ def _roster(config: SuperLinkConfig, sites: Iterable[str]) -> dict[int, str]:
         msg = "no hospital of this study is enrolled at this centre"
         raise CoordinatorError(msg, remedy="fedward server sites list shows who is; invite the others")
     return nodes
+
+
+def _unfit(config: SuperLinkConfig, sites: Iterable[str]) -> dict[str, str]:
+    """Return the study's hospitals whose releases do not work with this one now, each with what to upgrade."""
+    outside = roster_of(config).outside(dt.datetime.now(dt.UTC))
+    return {site: outside[site] for site in sites if site in outside}
 
 
 def _report(folder: Path, file: StudyFile, result: RunResult) -> None:

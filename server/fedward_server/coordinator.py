@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -93,6 +93,8 @@ class Coordinator:
         signatures: over the study, as its file has them; every site is sent them.
         resumable: keep a journal, so that another process goes on where this one is killed. False where the sites end
             with this process.
+        unfit: sites that are not asked to take part at all, each with the reason: those of releases that do not work
+            with this one (`fedward_server.roster.Roster.outside`).
     """
 
     study: Study
@@ -105,6 +107,7 @@ class Coordinator:
     clock: Callable[[], float] = time.monotonic
     signatures: tuple[Signature, ...] = ()
     resumable: bool = True
+    unfit: Mapping[str, str] = field(default_factory=dict)
     told: Callable[[Record], None] = lambda _: None
     _released: Weights | None = None
     _closed: list[RoundResult] = field(default_factory=list)
@@ -221,6 +224,7 @@ class Coordinator:
         """Call the roll if nobody has; of a run whose rounds are over, nobody is asked anything."""
         seats = start.progress.seats
         if not seats:
+            loop.excluded |= {site: why for site, why in self.unfit.items() if site in self.study.sites}
             loop.enrol()
         elif len(self._closed) < self.study.training.rounds:
             loop.seat(seats)

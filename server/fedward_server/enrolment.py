@@ -28,7 +28,9 @@ from fedward_common.enrolment import (
     refused,
 )
 from fedward_common.errors import EnrolmentCode, EnrolmentError
+from fedward_common.protocol import OURS, PROTOCOL_HEADER, Release, compatible
 from fedward_server.admission import KEY_DAYS, RateLimit, check_enrolment, check_renewal
+from fedward_server.handshake import said
 from fedward_server.roster import Entry, Roster
 from fedward_server.route_filter import Receive, Scope, Send, answer_empty, whole_body
 
@@ -109,18 +111,22 @@ class Enrolment:
         if body is None:
             await answer_empty(scope, send, HTTPStatus.REQUEST_TIMEOUT)
             return
-        status, answer = await anyio.to_thread.run_sync(self._answer, scope["path"], body, _peer(scope))
+        theirs = said(scope)
+        status, answer = await anyio.to_thread.run_sync(self._answer, scope["path"], body, _peer(scope), theirs)
         headers = [(b"content-length", str(len(answer)).encode()), (b"cache-control", b"no-store")]
+        headers.append((PROTOCOL_HEADER.encode(), OURS.span.encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
-    def _answer(self, path: str, body: bytes, peer: str) -> tuple[int, bytes]:
+    def _answer(self, path: str, body: bytes, peer: str, theirs: Release) -> tuple[int, bytes]:
         if path == AUTHORITY_PATH:
             return HTTPStatus.OK, self._facts.authority
         site = ""
         try:
             if not self._limit.allows(peer, time.monotonic()):
                 raise refused(EnrolmentCode.RATE_LIMITED)
+            if compatible(OURS, theirs) is not None:
+                raise refused(EnrolmentCode.PROTOCOL_MISMATCH)
             if path == ENROL_PATH:
                 enrol = _read(EnrolRequest, body)
                 site, entry = enrol.site, self._enrol(enrol)
@@ -163,6 +169,7 @@ class Enrolment:
 _STATUS: Final = {
     EnrolmentCode.REQUEST_INVALID: HTTPStatus.BAD_REQUEST,
     EnrolmentCode.RATE_LIMITED: HTTPStatus.TOO_MANY_REQUESTS,
+    EnrolmentCode.PROTOCOL_MISMATCH: HTTPStatus.UPGRADE_REQUIRED,
 }
 
 

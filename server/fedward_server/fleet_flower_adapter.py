@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from flwr.app import Message
 
-__all__ = ["INTERNAL_NAMES", "RESUMING", "Admits", "Nodes", "guard"]
+__all__ = ["INTERNAL_NAMES", "RESUMING", "VISITING", "Admits", "Nodes", "guard"]
 
 INTERNAL_NAMES: Final[dict[str, str]] = {
     "flwr.common.constant": "HEARTBEAT_DEFAULT_INTERVAL NOOP_ACCOUNT_NAME NOOP_FLWR_AID",
-    "flwr.server.superlink.linkstate": "LinkState.create_node LinkState.deactivate_node LinkState.delete_node"
-    " LinkState.get_message_ins LinkState.get_node_id_by_public_key LinkState.get_node_info SqlLinkState.session",
+    "flwr.server.superlink.linkstate": "LinkState.activate_node LinkState.create_node LinkState.deactivate_node"
+    " LinkState.delete_node LinkState.get_message_ins LinkState.get_node_id_by_public_key LinkState.get_node_info"
+    " SqlLinkState.session",
     "flwr.supercore.state.schema.linkstate_models": "MessageIns.delivered_at MessageIns.dst_node_id"
     " MessageIns.message_id MessageRes.reply_to_message_id",
     "flwr.supercore.utils": "uint64_to_int64",
@@ -44,9 +45,12 @@ Admits = Callable[[bytes], int | None]
 RESUMING: Final[ContextVar[bool]] = ContextVar("resuming", default=False)
 """Whether the request in work wants what was handed out before and never arrived."""
 
+VISITING: Final[ContextVar[bool]] = ContextVar("visiting", default=False)
+"""Whether the request in work only proves who sends it: its sender is turned away, whatever it asks."""
+
 
 class _GuardedState:
-    """Flower's state of the SuperLink, but for the two methods that are ours."""
+    """Flower's state of the SuperLink, but for the three methods that are ours."""
 
     def __init__(self, state: LinkState, admits: Admits | None) -> None:
         self._state = state
@@ -60,6 +64,10 @@ class _GuardedState:
         if self._admits is None:
             return self._state.get_node_id_by_public_key(public_key)
         return self._admits(public_key)
+
+    def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
+        """Begin a site's session; of a visitor, nothing begins and nothing is in the way."""
+        return VISITING.get() or self._state.activate_node(node_id, heartbeat_interval)
 
     def get_message_ins(self, node_id: int, limit: int | None, *, run_id: int | None = None) -> list[Message]:
         """Return the messages that wait for a node; first those again that it never got, if it asks for them."""

@@ -30,6 +30,7 @@ from fedward_common.enrolment import (
     token_hash,
 )
 from fedward_common.errors import CoordinatorError, EnrolmentCode, SignatureError
+from fedward_common.protocol import OURS, Release, compatible
 from fedward_common.signing import public_text, sign, verify
 from fedward_server.admission import (
     KEY_DAYS,
@@ -53,11 +54,15 @@ CREATE TABLE IF NOT EXISTS keys (
     node_key TEXT PRIMARY KEY, site TEXT NOT NULL, membership TEXT NOT NULL, signature TEXT NOT NULL,
     state TEXT NOT NULL, first_used TEXT NOT NULL, retire_at TEXT NOT NULL, seal TEXT NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS releases (
+    node_key TEXT PRIMARY KEY, version TEXT NOT NULL, oldest INTEGER NOT NULL, newest INTEGER NOT NULL, at TEXT NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS events (
     at TEXT NOT NULL, event TEXT NOT NULL, site TEXT NOT NULL, detail TEXT NOT NULL
 ) STRICT;
 """
 _COLUMNS: Final = "membership, signature, state, first_used, retire_at, seal"
+_RELEASES: Final = "SELECT node_key, version, oldest, newest FROM releases"
 _REMEMBERED: Final = 1024
 _UPSERT: Final = """
 INSERT INTO keys (node_key, site, membership, signature, state, first_used, retire_at, seal)
@@ -288,6 +293,31 @@ class Roster:
     def nodes(self, now: dt.datetime) -> dict[int, str]:
         """Return the sites that count at `now`, by their numbers at the SuperLink: a coordinator's roster."""
         return {entry.row.node: entry.row.site for entry in self.entries() if counts(entry.row, now)}
+
+    def heard(self, node_key: bytes, release: Release, now: dt.datetime) -> None:
+        """Note which release the site with this key (PEM) runs; what it says of itself, and no more."""
+        values = (node_key.decode("ascii", "replace"), release.version, release.oldest, release.newest, now.isoformat())
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?, ?)", values)
+
+    def releases(self) -> dict[str, Release]:
+        """Return which release each node key was last heard to run; a key that was never heard is left out."""
+        with self._open() as database:
+            return {key: Release(*said) for key, *said in database.execute(_RELEASES)}
+
+    def outside(self, now: dt.datetime, *, ours: Release = OURS) -> dict[str, str]:
+        """Return the sites that count at `now` and speak no protocol with this centre, each with what to upgrade."""
+        releases = self.releases()
+        found: dict[str, str] = {}
+        for entry in self.entries():
+            theirs = releases.get(entry.membership.node_key)
+            if theirs is not None and counts(entry.row, now):
+                why = compatible(ours, theirs, us="the centre", them=f"the site {entry.row.site}")
+                if why is None:
+                    found.pop(entry.row.site, None)
+                else:
+                    found[entry.row.site] = f"{EnrolmentCode.PROTOCOL_MISMATCH}: {why}"
+        return found
 
     def departed(self, now: dt.datetime) -> tuple[set[int], set[int]]:
         """Return the numbers that no key stands for at `now`: those of revoked sites, and those of expired keys."""

@@ -145,12 +145,13 @@ class RoundLoop:
         """Call the roll; afterwards `enrolments` holds who said yes and `excluded` why the others did not.
 
         A node without a place in the roster can only speak for itself: what it says in the name of a site that
-        enrolled from another node counts as said by ``node N``.
+        enrolled from another node counts as said by ``node N``. Who is in `excluded` already is not asked.
 
         Raises:
             QuorumLostError: fewer sites said yes than the study's quorum.
         """
         nodes = list(self.roster) if self.roster is not None else [int(n) for n in self.grid.get_node_ids()]
+        nodes = [node for node in nodes if self.roster is None or self.roster[node] not in self.excluded]
         rejected: list[tuple[int, str, str]] = []
         for node, reply in self._ask(nodes, write_roll_call(self.study, self.signatures), "query", "0"):
             try:

@@ -86,8 +86,13 @@ def list_command(home: CentreHome = DEFAULT_CENTRE) -> None:
     roster, now = roster_of(load_centre(home)), _now()
     current = {entry.row.site: entry for entry in roster.entries()}
     current |= {entry.row.site: entry for entry in roster.entries() if counts(entry.row, now)}
+    releases, outside = roster.releases(), roster.outside(now)
     for site, entry in sorted(current.items()):
-        typer.echo(f"{site:24s} {_standing(entry, now):10s} {_validity(entry, now)}")
+        release = releases.get(entry.membership.node_key)
+        runs = f", Fedward {release.version or 'of an unknown release'}" if release else ""
+        typer.echo(f"{site:24s} {_standing(entry, now):10s} {_validity(entry, now)}{runs}")
+        if site in outside:
+            typer.echo(f"{'':24s} {outside[site]}")
     waiting = roster.waiting(now)
     for invite in waiting:
         typer.echo(f"{invite.site:24s} {'invited':10s} until {invite.expires_at[:16]}")

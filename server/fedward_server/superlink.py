@@ -34,9 +34,9 @@ from fedward_common.logs import log_json_lines
 from fedward_common.signing import load_private_key
 from fedward_server.admission import KEY_DAYS, RateLimit
 from fedward_server.enrolment import ENROLMENT_PATHS, CentreFacts, Enrolment
+from fedward_server.handshake import Handshake
 from fedward_server.roster import Roster
 from fedward_server.route_filter import AsgiApp, Doorbell, RouteFilter, SignedReplies, Switch, Waiting
-from fedward_server.version_header import VersionHeader
 from fedward_server.warden import Certificates, Warden
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ async def _serve(app: FastAPI, config: SuperLinkConfig, sockets: list[socket.soc
     private = Waiting(runtime + "pull-messages", to_centre, runtime + "push-messages", to_sites)
     outside, warden = _public_app(app, config, public)
     inside = RouteFilter(app, PRIVATE_ROUTES, private, resuming=fleet_flower_adapter.RESUMING.set)
-    servers = [_server(VersionHeader(outside), config), _server(inside, None)]
+    servers = [_server(outside, config), _server(inside, None)]
     stopping = asyncio.Event()
 
     def stop() -> None:
@@ -295,10 +295,12 @@ def _public_app(app: FastAPI, config: SuperLinkConfig, waiting: Waiting) -> tupl
     from fedward_server.superlink_client import code_free_bundle  # noqa: PLC0415
 
     roster, resuming = open_roster(config), fleet_flower_adapter.RESUMING.set
+    visiting = fleet_flower_adapter.VISITING.set
     limits = {waiting.push: ANNOUNCEMENT_BYTES}
     if roster is None or config.ca is None:
         fleet_flower_adapter.guard(app, None)
-        return RouteFilter(app, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming), None
+        fleet = RouteFilter(app, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming)
+        return Handshake(fleet, visiting=visiting), None
     register = fleet_flower_adapter.guard(app, lambda key: roster.admitted(key, _now()))
     facts = CentreFacts(config.ca.read_bytes(), code_free_bundle().sha256, config.study_keys, config.key_days)
     limit = RateLimit(config.enrolments_per_minute, 10 * config.enrolments_per_minute)
@@ -307,11 +309,14 @@ def _public_app(app: FastAPI, config: SuperLinkConfig, waiting: Waiting) -> tupl
     signed = SignedReplies(app, waiting.push)
     fleet = RouteFilter(signed, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming)
     certificates = Certificates(config.ca, config.ca_key, config.certificate, config.certificate_key)
-    return Switch(fleet, dict.fromkeys(ENROLMENT_PATHS, enrolment)), Warden(roster, register, certificates)
+    greeted = Handshake(fleet, lambda key, release: roster.heard(key, release, _now()), visiting=visiting)
+    return Switch(greeted, dict.fromkeys(ENROLMENT_PATHS, enrolment)), Warden(roster, register, certificates)
 
 
 async def _guarded(warden: Warden, server: uvicorn.Server, stopping: asyncio.Event, bell: Doorbell) -> None:
     """Let the warden look around every two seconds, and at the calendar every hour, until the launcher stops.
+
+    A certificate that somebody has put on the disk is in use within those two seconds.
 
     Whoever has departed and waits for a message hears of it at once: `bell` lets the requests go that are held.
     """
@@ -321,9 +326,10 @@ async def _guarded(warden: Warden, server: uvicorn.Server, stopping: asyncio.Eve
         if await anyio.to_thread.run_sync(warden.look, _now()):
             bell.ring()
         if rounds % _ROUNDS_AN_HOUR == 0:
-            context = server.config.ssl
-            await anyio.to_thread.run_sync(warden.care, _now(), [context] if context else [])
+            await anyio.to_thread.run_sync(warden.care, _now())
             await anyio.to_thread.run_sync(warden.remind, _now())
+        context = server.config.ssl
+        await anyio.to_thread.run_sync(warden.refresh, [context] if context else [])
         rounds += 1
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), _LOOK_S)

@@ -6,6 +6,7 @@ What happens here is that the coordinator hears of it: within seconds the site i
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import ssl
 from pathlib import Path
@@ -20,6 +21,7 @@ from fedward_common.certificates import (
     load_authority,
 )
 from fedward_common.enrolment import Reminder, days_left, instant
+from fedward_common.errors import InstallationError
 from fedward_common.files import replace_file
 from fedward_server.admission import counts
 from fedward_server.roster import Entry, Roster
@@ -62,7 +64,7 @@ class Certificates:
     def __init__(self, authority: Path, authority_key: Path | None, certificate: Path, key: Path) -> None:
         self._authority, self._authority_key = authority, authority_key
         self._certificate, self._key = certificate, key
-        self._loaded = certificate.stat().st_mtime_ns
+        self._seen = self._stamp()
 
     def renew(self, now: dt.datetime) -> bool:
         """Make a new certificate and key for the same hosts, if the old one has 30 days left or fewer.
@@ -70,11 +72,19 @@ class Certificates:
         Returns:
             Whether that was done; never without the authority's key, nor where certificate and key are two files,
             which no crash may leave with one of each.
+
+        Raises:
+            InstallationError: the certificate, the authority or its key cannot be read; nothing was changed.
         """
-        pem = self._certificate.read_bytes()
         if self._authority_key is None or self._key != self._certificate:
             return False
-        if days_left(certificate_expiry(pem), now) >= RENEWED_DAYS_AHEAD:
+        try:
+            pem = self._certificate.read_bytes()
+            expiry = certificate_expiry(pem)
+        except (OSError, ValueError) as error:
+            msg = f"{self._certificate} holds no certificate"
+            raise InstallationError(msg, remedy="restore it from the backup of the centre's folder") from error
+        if days_left(expiry, now) >= RENEWED_DAYS_AHEAD:
             return False
         authority = load_authority(self._authority, self._authority_key)
         issued = issue_server_certificate(authority, now, certificate_hosts(pem), days=CERTIFICATE_DAYS)
@@ -82,19 +92,46 @@ class Certificates:
         return True
 
     def reload(self, contexts: list[ssl.SSLContext]) -> bool:
-        """Let new connections use the certificate that is on the disk now; return whether it had changed."""
-        changed = self._certificate.stat().st_mtime_ns
-        if changed == self._loaded:
+        """Let new connections use the certificate that is on the disk now; return whether that is another one.
+
+        Connections that stand go on with the one that they began with.
+
+        Raises:
+            InstallationError: once for each change of the files: what is on the disk is no certificate with its key.
+                The contexts keep the former one, and the files are looked at again when they change again.
+        """
+        stamp = self._stamp()
+        if stamp == self._seen:
             return False
+        self._seen = stamp
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._certificate, self._key)
+        except (OSError, ssl.SSLError) as error:  # half written, or only one of two files replaced yet
+            msg = f"{self._certificate} and {self._key} are no certificate with its key; the former one stays in use"
+            raise InstallationError(msg, remedy="write both anew, each under another name, then rename") from error
         for context in contexts:
             context.load_cert_chain(self._certificate, self._key)
-        self._loaded = changed
         return True
 
+    def _stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """Return what changes whenever one of the files is replaced."""
+        found: list[tuple[int, int, int] | None] = []
+        for path in (self._certificate, self._key):
+            try:
+                stat = path.stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+        return tuple(found)
+
     def expiries(self) -> list[tuple[str, dt.datetime]]:
-        """Return when the authority and the server's certificate expire."""
-        files = (("CA certificate", self._authority), ("server certificate", self._certificate))
-        return [(what, certificate_expiry(path.read_bytes())) for what, path in files]
+        """Return when the authority and the server's certificate expire; what cannot be read is left out."""
+        found = []
+        for what, path in (("CA certificate", self._authority), ("server certificate", self._certificate)):
+            with contextlib.suppress(OSError, ValueError):
+                found.append((what, certificate_expiry(path.read_bytes())))
+        return found
 
 
 class Warden:
@@ -151,14 +188,21 @@ class Warden:
                 left = days_left(not_after, now)
                 _log.warning("expires_soon", what=what, not_after=not_after.isoformat(), days_left=left)
 
-    def care(self, now: dt.datetime, contexts: list[ssl.SSLContext]) -> None:
-        """Renew the server's certificate in time, and let new connections use what is on the disk."""
-        if self._certificates is None:
-            return
-        if self._certificates.renew(now):
-            _log.info("certificate_renewed", days=CERTIFICATE_DAYS)
-        if self._certificates.reload(contexts):
-            _log.info("certificate_reloaded")
+    def care(self, now: dt.datetime) -> None:
+        """Renew the server's certificate in time; what hinders that is logged, and tried again when next called."""
+        try:
+            if self._certificates is not None and self._certificates.renew(now):
+                _log.info("certificate_renewed", days=CERTIFICATE_DAYS)
+        except InstallationError as error:
+            _log.error("certificate_not_renewed", cause=error.message, remedy=error.remedy)
+
+    def refresh(self, contexts: list[ssl.SSLContext]) -> None:
+        """Let new connections use the certificate that is on the disk, whoever has put it there."""
+        try:
+            if self._certificates is not None and self._certificates.reload(contexts):
+                _log.info("certificate_reloaded")
+        except InstallationError as error:
+            _log.error("certificate_unusable", cause=error.message, remedy=error.remedy)
 
     def _current(self, now: dt.datetime) -> list[Entry]:
         return [entry for entry in self._roster.entries() if counts(entry.row, now) and not entry.retire_at]

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import contextlib
+import http.server
 import ssl
+import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +22,8 @@ from fedward_client.connection import (
     tls_context,
     write_connection,
 )
-from fedward_common.certificates import create_authority
+from fedward_client.enrolment_calls import fetch_authority
+from fedward_common.certificates import ServerCertificate, create_authority, fingerprint, issue_server_certificate
 from fedward_common.errors import InstallationError
 from tests.network import NOW
 
@@ -230,3 +236,35 @@ def test_the_way_out_says_that_somebody_may_read_along(tmp_path: Path) -> None:
     assert open_way(plain, {}).proxy_name == ""
     assert open_way(through, {}).inspectable
     assert open_way(through, {}).proxy_name == "p:3128"
+
+
+def test_of_what_answers_an_enrolment_only_the_invite_s_own_authority_is_pinned() -> None:
+    """A man in the middle may pass the true certificate on and add one of his own behind it."""
+    genuine, his = create_authority(NOW), create_authority(NOW, name="his")
+    with answering(issue_server_certificate(his, NOW), genuine.certificate_pem() + his.certificate_pem()) as address:
+        pinned = fetch_authority(address, fingerprint(genuine.certificate_pem()), None)
+
+    assert pinned == genuine.certificate_pem()
+
+
+@contextlib.contextmanager
+def answering(certificate: ServerCertificate, body: bytes) -> Iterator[str]:
+    """Yield host:port of a TLS server that answers every POST with `body`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response_only(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server, tempfile.TemporaryDirectory() as folder:
+        pem = Path(folder) / "server.pem"
+        pem.write_bytes(certificate.certificate_pem + certificate.key_pem)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pem)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        thread.join(10)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fedward_client.diagnosis import FAST_S
 from fedward_client.doctor import rules
 from fedward_client.doctor.rules import MIB, Finding, Kept, Level
+from fedward_common.protocol import Release
 
 GIB = 1024 * MIB
 NOW = dt.datetime(2026, 3, 1, 12, 0, tzinfo=dt.UTC)
@@ -203,17 +204,17 @@ def test_many_files_are_counted_not_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "level"),
+    ("theirs", "remedy"),
     [
-        ("0.1.0", "0.1.0", Level.PASS),
-        ("0.1.0", "0.1.7", Level.PASS),
-        ("0.1.0", "0.2.0", Level.FAIL),
-        ("1.4.0", "1.9.3", Level.PASS),
-        ("1.4.0", "2.0.0", Level.FAIL),
-        ("0.9.0", "1.0.0", Level.FAIL),
-        ("0.1.0", "", Level.WARN),
-        ("0.1.0", "unknown", Level.WARN),
+        (Release("0.1.0", 2, 2), ""),
+        (Release("0.2.0", 2, 3), ""),
+        (Release("0.3.0", 3, 4), "upgrade this site to Fedward 0.3.0"),
+        (Release("0.0.9", 1, 1), "upgrade the coordinator to Fedward 0.1.0"),
+        (Release("", 3, 4), "upgrade this site to a release that speaks protocol 3"),
     ],
 )
-def test_versions_work_together_within_a_generation(ours: str, theirs: str, level: Level) -> None:
-    assert rules.version(ours, theirs).level is level
+def test_releases_work_together_that_have_a_protocol_in_common(theirs: Release, remedy: str) -> None:
+    finding = rules.version(Release("0.1.0", 2, 2), theirs)
+
+    assert finding.level is (Level.FAIL if remedy else Level.PASS)
+    assert finding.remedy.partition(":")[0] == remedy

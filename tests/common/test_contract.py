@@ -11,7 +11,7 @@ import pytest
 
 import fedward_client.config
 import fedward_simulations.plan  # noqa: F401  (its contracts are looked at too)
-from fedward_common.contract import Contract, nearest, quantity, validated
+from fedward_common.contract import Contract, nearest, plain, quantity, validated
 from fedward_common.errors import StudyError, UnknownKeyError
 from fedward_common.study import Study
 from tests.builders import contract
@@ -201,3 +201,42 @@ def test_unit_of_a_quantity_is_in_its_schema() -> None:
     assert Dose.model_json_schema()["properties"]["amount"]["unit"] == "mg"
     with pytest.raises(StudyError, match="amount = -1 mg must be at least 0"):
         validated(Dose, {"amount": -1})
+
+
+class Inner(Contract):
+    """A part that a later release has added a field to."""
+
+    kind: str = "a"
+    added: int = quantity("of a later release", "s", default=3, later=True)
+
+
+class Outer(Contract):
+    """A contract with such parts in every place."""
+
+    one: Inner = Inner()
+    many: tuple[Inner, ...] = (Inner(), Inner(added=4))
+    named: dict[str, Inner] = quantity("by name", default_factory=lambda: {"x": Inner()})
+    added: tuple[int, ...] = quantity("of a later release", default_factory=tuple, later=True)
+    long_name: str = quantity("under another name", default="n", alias="name")
+
+
+def test_what_nobody_uses_of_a_later_release_is_not_in_the_contract() -> None:
+    assert plain(Outer()) == {
+        "one": {"kind": "a"},
+        "many": [{"kind": "a"}, {"kind": "a", "added": 4}],
+        "named": {"x": {"kind": "a"}},
+        "name": "n",
+    }
+
+
+def test_what_is_used_of_a_later_release_is_in_the_contract_and_comes_back() -> None:
+    used = Outer(one=Inner(added=0), added=(1,))
+
+    assert plain(used)["one"] == {"kind": "a", "added": 0}
+    assert plain(used)["added"] == [1]
+    assert validated(Outer, plain(used)) == used
+    assert validated(Outer, plain(Outer())) == Outer()
+
+
+def test_a_later_field_keeps_its_unit() -> None:
+    assert Inner.model_fields["added"].json_schema_extra == {"unit": "s", "later": True}

@@ -394,7 +394,9 @@ def test_question_of_another_protocol_is_refused_with_both_numbers_and_says_who_
         refusal = refused(header(content, protocol=protocol))
         assert refusal.crossing() == f"protocol_mismatch asked={protocol} limit={PROTOCOL}"
         assert refusal.remedy == f"upgrade Fedward at {who}"
-        assert read_refusal(write_refusal("north", refusal)) == refusal.crossing()
+        older = {"the coordinator": "the centre", "this site": "the site"}[who]
+        said = f"{refusal.crossing()}: upgrade Fedward at {older}"
+        assert read_refusal(write_refusal("north", refusal)) == said
 
 
 @pytest.mark.parametrize("name", ["model", "part-1", "more"])

@@ -26,8 +26,8 @@ from fedward_client.doctor.rules import Finding, Level
 from fedward_client.enrolment import Expiry, expiries
 from fedward_client.flower_adapter import greet
 from fedward_client.loopback import loopback
-from fedward_common import __version__
 from fedward_common.certificates import load_node_key
+from fedward_common.protocol import OURS, Release
 
 __all__ = ["certificates", "clock", "daemon", "dns", "identity", "proxy", "tls"]
 
@@ -194,12 +194,29 @@ def identity(place: Place, target: _Target) -> Iterator[Finding]:
     key, now = load_node_key(target.settings.node_key), place.now()
     try:
         answer = greet(target.settings.superlink, target.way.tls, key, node_id, proxy=target.way.proxy)
+    except httpx.HTTPStatusError as error:
+        answer = error.response
+        if answer.status_code != httpx.codes.UPGRADE_REQUIRED:
+            yield _unanswered(error, target, now)
+            return
     except httpx.HTTPError as error:
-        cause = diagnose(error, proxy=target.way.proxy_name, now=now)
-        yield Finding("identity", Level.FAIL, cause.text, cause.remedy)
+        yield _unanswered(error, target, now)
         return
     yield Finding("identity", Level.PASS, f"the coordinator accepts this site's signature, as node {node_id}")
-    yield rules.version(__version__, answer.headers.get("fedward-version", "of another release"))
+    yield _release(answer)
+
+
+def _unanswered(error: httpx.HTTPError, target: _Target, now: datetime) -> Finding:
+    cause = diagnose(error, proxy=target.way.proxy_name, now=now)
+    return Finding("identity", Level.FAIL, cause.text, cause.remedy)
+
+
+def _release(answer: httpx.Response) -> Finding:
+    try:
+        return rules.version(OURS, Release.of(answer.headers))
+    except ValueError:
+        what = "what the coordinator says of its release cannot be read here"
+        return Finding("version", Level.FAIL, what, "ask the centre for its release of Fedward")
 
 
 def daemon(place: Place) -> Iterator[Finding]:

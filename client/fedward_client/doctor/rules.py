@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -11,6 +10,7 @@ from typing import Any, Final
 
 from fedward_client.diagnosis import FAST_S, clock_text
 from fedward_common.enrolment import WARNING_DAYS, days_left, warning_due
+from fedward_common.protocol import Release, compatible
 
 __all__ = [
     "MIB",
@@ -228,23 +228,10 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def version(ours: str, theirs: str) -> Finding:
-    """Return whether a site of version `ours` works with a coordinator of version `theirs` (Semantic Versioning 2.0).
-
-    Below 1.0.0 the minor number counts as the major one.
-    """
-    what = f"this site runs Fedward {ours}, the coordinator {theirs}"
-    mine, other = _generation(ours), _generation(theirs)
-    if other is None:
-        return Finding("version", Level.WARN, what, "the two cannot be compared; ask the centre for its version")
-    if mine != other:
-        return Finding("version", Level.FAIL, what, f"install its version: pip install 'fedward[client]=={theirs}'")
-    return Finding("version", Level.PASS, what)
-
-
-def _generation(text: str) -> tuple[int, ...] | None:
-    match = re.match(r"(\d{1,6})\.(\d{1,6})\.", text)
-    if match is None:
-        return None
-    major, minor = int(match[1]), int(match[2])
-    return (major,) if major else (0, minor)
+def version(ours: Release, theirs: Release) -> Finding:
+    """Return whether a site of release `ours` works with a coordinator of release `theirs`."""
+    what = f"this site runs Fedward {ours.version}, the coordinator {theirs.version or 'a release without a name'}"
+    why = compatible(ours, theirs, them="the coordinator")
+    if why is None:
+        return Finding("version", Level.PASS, f"{what}; they work together")
+    return Finding("version", Level.FAIL, what, why)

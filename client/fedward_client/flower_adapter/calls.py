@@ -18,6 +18,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedward_common.certificates import sign_as_node
+from fedward_common.protocol import OURS, Release
 
 __all__ = [
     "BoundedClient",
@@ -50,10 +51,15 @@ class WireLimits:
 
 
 class VersionInterceptor:
-    """Says which flwr this is, as Flower's interceptor does, and never ends the process."""
+    """Says which flwr and which Fedward this is, and never ends the process, as Flower's interceptor does.
 
-    def __init__(self) -> None:
-        self._headers = dict(RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata())
+    Args:
+        ours: what this side speaks.
+    """
+
+    def __init__(self, ours: Release = OURS) -> None:
+        flower = RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata()
+        self._headers = {**dict(flower), **ours.headers()}
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
         """Send the request with the version headers."""
@@ -160,6 +166,8 @@ class BoundedClient(FleetHttpClient):
         self._retry_invoker = None
         self.peer: bytes | None = None
         """Certificate (DER) that the other end showed last."""
+        self.answered: httpx.Response | None = None
+        """The last answer, of which the headers count."""
         self._client = httpx.Client(
             verify=tls,
             proxy=proxy,
@@ -184,6 +192,7 @@ class BoundedClient(FleetHttpClient):
             raise httpx.RemoteProtocolError(msg) from error
 
     def _note_peer(self, response: httpx.Response) -> None:
+        self.answered = response
         stream = response.extensions.get("network_stream")
         tls: Any = stream.get_extra_info("ssl_object") if stream else None
         with contextlib.suppress(AttributeError, ValueError, OSError):  # a connection that closes under our hands

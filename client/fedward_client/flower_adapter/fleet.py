@@ -39,8 +39,17 @@ from fedward_client.flower_adapter.calls import (
 from fedward_client.flower_adapter.codec import Incoming, PackedReply, announced, inflate, opened, pack_reply
 from fedward_common.certificates import public_key_bytes
 from fedward_common.errors import Refusal, RefusalCode, TransportError
+from fedward_common.protocol import OURS, Release, compatible
 
-__all__ = ["FleetConnection", "NotAdmittedError", "ObjectStore", "RejectedError", "RunOverError", "open_fleet"]
+__all__ = [
+    "FleetConnection",
+    "NotAdmittedError",
+    "ObjectStore",
+    "OtherReleaseError",
+    "RejectedError",
+    "RunOverError",
+    "open_fleet",
+]
 
 _OBJECT_WAIT_S: Final = 120.0  # how long the coordinator may take to upload what it has announced
 _RETRIED_STATUS: Final = frozenset({502, 503, 504})
@@ -54,6 +63,28 @@ class NotAdmittedError(TransportError):
     """The SuperLink does not let this site in, for now or for good; asking again later is harmless."""
 
     code = "not_admitted"
+
+
+class OtherReleaseError(NotAdmittedError):
+    """The centre's release and this one do not work together; the message says which one to upgrade to what.
+
+    Args:
+        ours: what this site speaks.
+        theirs: what the centre says of itself; None where it told nothing that can be read.
+    """
+
+    def __init__(self, ours: Release, theirs: Release | None) -> None:
+        why = compatible(ours, theirs) if theirs is not None else None
+        why = why or f"ask the centre for its release: it does not work with Fedward {ours.version} here"
+        super().__init__(f"the releases of Fedward do not work together: {why}", remedy=why.partition(":")[0])
+        self.ours, self.theirs = ours, theirs
+
+    def facts(self) -> dict[str, str]:
+        """Return what the site's log keeps of it: both sides' protocols, and which side to upgrade."""
+        if self.theirs is None:
+            return {"limit": self.ours.span}
+        behind = "site" if self.ours.newest < self.theirs.oldest else "centre"
+        return {"asked": self.theirs.span, "key": f"upgrade_{behind}", "limit": self.ours.span}
 
 
 class RunOverError(TransportError):
@@ -253,12 +284,24 @@ def _status_error(error: httpx.HTTPStatusError) -> TransportError:
             return NotAdmittedError(f"the SuperLink refuses this site: {cause.text}", remedy=cause.remedy)
         case 403:
             return RunOverError("the run is not running (HTTP 403)")
+        case 426:
+            return _other_release(error.response) or OtherReleaseError(Release.of(error.request.headers), None)
         case status:
             return RejectedError(f"the SuperLink answers HTTP {status}")
 
 
 def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
+
+
+def _other_release(response: httpx.Response) -> OtherReleaseError | None:
+    """Return why this site cannot work with the centre that gave this answer, or None if it can."""
+    ours = Release.of(response.request.headers)
+    try:
+        theirs = Release.of(response.headers)
+    except ValueError:
+        return OtherReleaseError(ours, None)
+    return OtherReleaseError(ours, theirs) if compatible(ours, theirs) else None
 
 
 @contextlib.contextmanager
@@ -275,6 +318,7 @@ def open_fleet(  # noqa: PLR0913  (keyword-only beyond the four that every calle
     patience_s: float = 60.0,
     wait_s: float = 10.0,
     watching: Watching = lambda *_: None,
+    ours: Release = OURS,
 ) -> Iterator[FleetConnection]:
     """Activate this site at the SuperLink and yield the connection; deactivate it on leaving.
 
@@ -293,8 +337,10 @@ def open_fleet(  # noqa: PLR0913  (keyword-only beyond the four that every calle
         patience_s: how long a call is repeated through an outage, in seconds.
         wait_s: how long the SuperLink may hold a request for messages, in seconds.
         watching: hears of each answer, those to the signs of life included, which come from a thread of their own.
+        ours: what this site speaks.
 
     Raises:
+        OtherReleaseError: the centre's release and this one do not work together.
         NotAdmittedError: unknown key, wrong clock, or the former session has not expired yet.
         TransportError: the SuperLink cannot be reached.
     """
@@ -303,7 +349,7 @@ def open_fleet(  # noqa: PLR0913  (keyword-only beyond the four that every calle
     doorbell = Doorbell(round(wait_s * 1000))
     through = f"{proxy.url.host}:{proxy.url.port}" if proxy else ""
     interceptors: list[ProtobufClientInterceptor] = [
-        VersionInterceptor(),
+        VersionInterceptor(ours),
         doorbell,
         Observer(watching),
         Signer(source),
@@ -311,6 +357,8 @@ def open_fleet(  # noqa: PLR0913  (keyword-only beyond the four that every calle
     with BoundedClient(f"https://{address}", interceptors, tls, limits, proxy) as client:
         node = _admit(client, source, known_node_id, heartbeat_s, through)
         try:
+            if client.answered is not None and (other := _other_release(client.answered)) is not None:
+                raise other
             with _heartbeats(client, node, heartbeat_s):
                 yield FleetConnection(node.node_id, client, limits, stop, patience_s, doorbell, through)
         finally:
