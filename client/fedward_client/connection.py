@@ -36,7 +36,7 @@ DIRECT: Final = "direct"
 _HEAD: Final = """\
 # How this site reaches its coordinator. Written by `fedward client enroll`; comments of your own are not kept.
 # Optional: proxy (http://user@host:port, or direct), proxy_password_file, extra_ca, heartbeat_s, task_wall_s,
-# message_bytes, wait_s, cache_bytes. docs/hospital-guide.md explains each.
+# message_bytes, wait_s, cache_bytes, upload_mbit_s, download_mbit_s. docs/hospital-guide.md explains each.
 """
 _ADDRESS: Final = r"^([^\s/:]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$"
 
@@ -60,6 +60,8 @@ class ConnectionSettings:
         extra_ca: PEM file of an authority that is trusted besides `ca`: the hospital's own, where a proxy inspects
             TLS. Whoever holds that authority's key then reads, and can change, what passes.
         cache_bytes: what fetched objects may take on the disk, in bytes.
+        upload_mbit_s: what the site may send at most, in 10**6 bits per second; None: no limit.
+        download_mbit_s: what it may receive at most.
         study_keys: public keys that sign the centre's studies, as the centre named them at enrolment.
     """
 
@@ -75,6 +77,8 @@ class ConnectionSettings:
     proxy_password_file: Path | None = None
     extra_ca: Path | None = None
     cache_bytes: int = 2 * 1024 * 1024 * 1024
+    upload_mbit_s: float | None = None
+    download_mbit_s: float | None = None
     study_keys: tuple[str, ...] = ()
 
 
@@ -97,6 +101,8 @@ class _File(Contract):
     proxy_password_file: str | None = quantity("file with the proxy's password in its first line", default=None)
     extra_ca: str | None = quantity("PEM file of an authority that is trusted besides `ca`", default=None)
     cache_bytes: int = quantity("on the disk", "bytes", default=2 * 1024 * 1024 * 1024, ge=0)
+    upload_mbit_s: float | None = quantity("what the site sends at most", "Mbit/s", default=None, ge=1, le=100_000)
+    download_mbit_s: float | None = quantity("what it receives at most", "Mbit/s", default=None, ge=1, le=100_000)
     study_keys: tuple[Annotated[str, Field(pattern=r"^ed25519:[A-Za-z0-9_-]{43}$")], ...] = quantity(
         "public keys that sign the centre's studies", default=()
     )

@@ -203,6 +203,8 @@ class Daemon:
                     wait_s=self._settings.wait_s,
                     watching=self._vitals.answer_seen,
                     ours=self._ours,
+                    upload_mbit_s=self._settings.upload_mbit_s,
+                    download_mbit_s=self._settings.download_mbit_s,
                 ) as fleet:
                     self._greet(fleet, way)
                     failures = 0
@@ -328,7 +330,7 @@ class Daemon:
         worked = time.monotonic()
         packed = pack_reply(Message(content, reply_to=head), worked - started)
         try:
-            self._mailbox.answered(_key(incoming), packed.to_bytes(), incoming.object_ids())
+            self._mailbox.answered(_key(incoming), packed.pieces(), incoming.object_ids())
         except OSError as error:  # it is sent all the same: a round that was debited has this one reply
             _log.error("reply_not_kept", cause=error.strerror, remedy=_DISK)
         refusal = read_refusal(content)
@@ -402,7 +404,7 @@ def _key(incoming: Incoming) -> Key:
     return Key(incoming.head.metadata.run_id, incoming.head.metadata.message_id)
 
 
-def _readable(box: Box, read: Callable[[bytes], MailT]) -> list[MailT]:
+def _readable(box: Box, read: Callable[[bytes | memoryview], MailT]) -> list[MailT]:
     """Return the entries of a box; one of another release's form is taken out, and the log says so."""
     found = []
     for name, content in box.entries():

@@ -18,6 +18,7 @@ Files have mode 0600. Content is held against a SHA-256 whenever it is read; wha
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 import threading
@@ -27,13 +28,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fedward_common.files import replace_file, sync_folder
+from fedward_common.files import replaced_file, sync_folder
 
 __all__ = ["Box", "Key", "Mailbox", "ObjectCache"]
 
 _OBJECT: Final = re.compile(r"[0-9a-f]{64}")
 _ENTRY: Final = re.compile(r"[0-9]{1,20}-[0-9a-f]{64}")
 _DIGEST_BYTES: Final = 32
+_LARGE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +63,25 @@ class Box:
 
     def keep(self, key: Key, content: bytes) -> None:
         """Store an entry, over a former one of this key; it is on the disk when this returns."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        replace_file(self._folder / key.name, hashlib.sha256(content).digest() + content)
+        self.keep_pieces(key, (content,))
 
-    def get(self, key: Key) -> bytes | None:
-        """Return an entry, or None if there is none or it is damaged."""
+    def keep_pieces(self, key: Key, pieces: Iterable[bytes | memoryview]) -> None:
+        """Store an entry as `keep` does; its pieces are asked for one after another."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with replaced_file(self._folder / key.name) as file:
+            file.write(bytes(_DIGEST_BYTES))
+            for piece in pieces:
+                digest.update(piece)
+                file.write(piece)
+            file.seek(0)
+            file.write(digest.digest())
+
+    def get(self, key: Key) -> bytes | memoryview | None:
+        """Return an entry, a large one as a view of its file, or None if there is none or it is damaged."""
         return self._read(self._folder / key.name)
 
-    def entries(self) -> list[tuple[str, bytes]]:
+    def entries(self) -> list[tuple[str, bytes | memoryview]]:
         """Return name (`Key.name`) and content of all undamaged entries, the oldest first."""
         found = [(path.name, self._read(path)) for path in self._paths()]
         return [(name, content) for name, content in found if content is not None]
@@ -98,10 +111,15 @@ class Box:
         return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
     @staticmethod
-    def _read(path: Path) -> bytes | None:
+    def _read(path: Path) -> bytes | memoryview | None:
         try:
-            raw = path.read_bytes()
-        except OSError:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < _LARGE_BYTES:
+                    raw: bytes | memoryview = file.read()
+                else:
+                    raw = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+        except (OSError, ValueError):  # the latter: shortened under our hands
             return None
         stated, content = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
         return content if hashlib.sha256(content).digest() == stated else None
@@ -247,9 +265,9 @@ class Mailbox:
         """Keep a message before anything is fetched for it."""
         self.inbox.keep(key, head)
 
-    def answered(self, key: Key, reply: bytes, objects: Iterable[str]) -> None:
-        """Keep a reply before anything of it is sent; the message, and the objects that it needed, go."""
-        self.outbox.keep(key, reply)
+    def answered(self, key: Key, reply: Iterable[bytes | memoryview], objects: Iterable[str]) -> None:
+        """Keep a reply, in pieces, before anything of it is sent; the message, and the objects that it needed, go."""
+        self.outbox.keep_pieces(key, reply)
         self.inbox.drop(key)
         self.objects.drop(objects)
 

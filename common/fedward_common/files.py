@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["replace_file", "sync_folder"]
+__all__ = ["replace_file", "replaced_file", "sync_folder"]
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
@@ -14,10 +17,17 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 
     The content is on the disk when this returns; the file has exactly `mode`.
     """
+    with replaced_file(path, mode=mode) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replaced_file(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """Yield a file to write; it takes the place of `path` as `replace_file` says when the ``with`` is left in peace."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
-from flwr.app import Message, Metadata
+from flwr.app import ConfigRecord, Message, Metadata
 from flwr.app.message import make_message
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -28,6 +29,7 @@ __all__ = [
     "assume_identity",
     "check_flower_version",
     "detached_message",
+    "entry_on_demand",
     "quieten",
 ]
 
@@ -81,6 +83,41 @@ def detached_message(
         message_type=message_type,
     )
     return make_message(metadata=head, content=content)
+
+
+class _OnDemand(Mapping[str, bytes]):
+    """One entry, made anew whenever it is looked at."""
+
+    def __init__(self, key: str, read: Callable[[], bytes]) -> None:
+        self._key, self._read = key, read
+
+    def __getitem__(self, key: str) -> bytes:
+        if key != self._key:
+            raise KeyError(key)
+        return self._read()
+
+    def __iter__(self) -> Iterator[str]:
+        yield self._key
+
+    def __len__(self) -> int:
+        return 1
+
+    def copy(self) -> dict[str, bytes]:
+        """Return a dictionary, as a dictionary's own method does."""
+        return dict(self)
+
+    def __reduce__(self) -> tuple[type[dict[str, bytes]], tuple[dict[str, bytes]]]:
+        return dict, (dict(self),)
+
+
+def entry_on_demand(key: str, read: Callable[[], bytes]) -> ConfigRecord:
+    """Return a record with one entry that takes no memory: `read` is called whenever somebody looks at it.
+
+    Whoever sends or stores it sees no difference to a record that holds the bytes.
+    """
+    record = ConfigRecord()
+    record.__dict__["_data"] = _OnDemand(key, read)
+    return record
 
 
 def quieten() -> None:

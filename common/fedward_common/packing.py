@@ -10,16 +10,24 @@ it touches a byte; a sender's own words about them decide nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import ConfigRecord, RecordDict
 
-__all__ = ["PART_BYTES", "VECTOR_KEYS", "pack", "part_names", "unpack"]
+from fedward_common.flower_adapter import entry_on_demand
+from fedward_common.paged import let_go
+
+__all__ = ["PART_BYTES", "PART_KEY", "VECTOR_KEYS", "pack", "part_names", "unpack", "unpack_parts"]
 
 PART_BYTES: Final = 8 << 20
-_DTYPE, _LENGTH, _BYTES = "dtype", "length", "vector"
+PART_KEY: Final = "vector"
+"""The one entry of a record that is a part."""
+
+_DTYPE, _LENGTH, _BYTES = "dtype", "length", PART_KEY
 VECTOR_KEYS: Final = frozenset({_DTYPE, _LENGTH, _BYTES})
 """Entries of a header that describe its vector."""
 
@@ -29,13 +37,22 @@ def pack(
 ) -> tuple[dict[str, str | int | bytes], dict[str, ConfigRecord]]:
     """Return the header's entries for `values`, and the records of all parts but the first.
 
-    The bytes are copied once. `dtype` is little-endian; `values` is one-dimensional and not empty.
+    The first part is copied; the others are cut from `values` whenever somebody looks at them, so `values` must stay as
+    it is until then. `dtype` is little-endian; `values` is one-dimensional and not empty.
     """
-    raw = np.ascontiguousarray(values, dtype=dtype).data.cast("B")
-    parts = [bytes(raw[start : start + part_bytes]) for start in range(0, len(raw), part_bytes)]
-    entries: dict[str, str | int | bytes] = {_DTYPE: dtype.str, _LENGTH: len(values), _BYTES: parts[0]}
+    whole = np.ascontiguousarray(values, dtype=dtype)
+    raw = whole.view(np.uint8)
+
+    def cut(start: int) -> bytes:
+        part = raw[start : start + part_bytes].tobytes()
+        let_go(raw)
+        return part
+
+    entries: dict[str, str | int | bytes] = {_DTYPE: dtype.str, _LENGTH: len(values), _BYTES: cut(0)}
     names = part_names(len(raw), part_bytes=part_bytes)
-    return entries, {name: ConfigRecord({_BYTES: part}) for name, part in zip(names, parts[1:], strict=True)}
+    starts = range(part_bytes, len(raw), part_bytes)
+    parts = {name: entry_on_demand(_BYTES, partial(cut, start)) for name, start in zip(names, starts, strict=True)}
+    return entries, parts
 
 
 def part_names(total: int, *, part_bytes: int = PART_BYTES) -> list[str]:
@@ -56,19 +73,42 @@ def unpack(
     Raises:
         ValueError: it is another one; a template of expected names and numbers, with nothing of the sender's.
     """
+    parts = unpack_parts(content, header, dtype=dtype, length=length, part_bytes=part_bytes)
+    if length * dtype.itemsize <= part_bytes:
+        return np.frombuffer(b"".join(parts), dtype=dtype)
+    vector = np.empty(length, dtype=dtype)
+    raw = vector.view(np.uint8)
+    for number, part in enumerate(parts):
+        raw[number * part_bytes : number * part_bytes + len(part)] = np.frombuffer(part, dtype=np.uint8)
+    vector.setflags(write=False)
+    return vector
+
+
+def unpack_parts(
+    content: RecordDict,
+    header: ConfigRecord,
+    *,
+    dtype: np.dtype[Any],
+    length: int,
+    part_bytes: int = PART_BYTES,
+) -> Iterator[bytes]:
+    """Yield the parts of the vector of exactly this type and length, each once it has been compared.
+
+    Raises:
+        ValueError: as `unpack`, with the part that is another one; what the header says is compared before the first.
+    """
     if header.get(_DTYPE) != dtype.str or type(header.get(_LENGTH)) is not int or header[_LENGTH] != length:
         msg = f"the vector is not declared as {length} numbers of type {dtype.str}"
         raise ValueError(msg)
     total = length * dtype.itemsize
-    parts = [header.get(_BYTES), *(_part(content, name) for name in part_names(total, part_bytes=part_bytes))]
-    checked: list[bytes] = []
-    for start, part in zip(range(0, total, part_bytes), parts, strict=True):
+    names = part_names(total, part_bytes=part_bytes)
+    for number, start in enumerate(range(0, total, part_bytes)):
+        part = _part(content, names[number - 1]) if number else header.get(_BYTES)
         expected = min(part_bytes, total - start)
         if not isinstance(part, bytes) or len(part) != expected:
             msg = f"a part of the vector is missing or has not its {expected} bytes"
             raise ValueError(msg)
-        checked.append(part)
-    return np.frombuffer(b"".join(checked), dtype=dtype)
+        yield part
 
 
 def _part(content: RecordDict, name: str) -> object:

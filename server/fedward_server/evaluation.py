@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedward_common.metrics import Interval, auroc_of_levels, bootstrap_all, roc_points
+from fedward_common.models import whole, whole_spec
+from fedward_common.paged import LARGE, let_go
 from fedward_common.study import Study
 from fedward_common.tables import Rows
 
@@ -36,7 +38,7 @@ class HoldOut:
 
 
 class TorchPredictor:
-    """A `Predictor` in this process."""
+    """A `Predictor` in this process. Under FedBN the normalisation is as the model began: the centre has none."""
 
     def __init__(self, study: Study, features: npt.NDArray[np.float32]) -> None:
         import torch  # noqa: PLC0415  (a simulation's coordinator leaves torch to its workers)
@@ -44,19 +46,30 @@ class TorchPredictor:
         from fedward_common.models import build_model  # noqa: PLC0415  (see above)
 
         torch.set_num_threads(1)
-        self._model = build_model(study).eval()
+        with torch.device("meta"):  # its own parameters are never used, so they take no memory
+            self._model = build_model(study).eval()
+        self._study, self._spec = study, whole_spec(study)
+        self._vector: Weights = np.zeros(0, dtype=np.float32)
+        for layer in self._model.children():
+            layer.register_forward_hook(self._layer_is_over)
         self._features = torch.from_numpy(features)
 
     def __call__(self, weights: Weights) -> Scores:
-        """Return the probabilities, shape (rows,)."""
+        """Return the probabilities, shape (rows,). Large weights are used where they are, a layer at a time."""
         import torch  # noqa: PLC0415  (see __init__)
 
-        from fedward_common.models import load_weights  # noqa: PLC0415  (see __init__)
-
-        load_weights(self._model, weights)
+        vector = whole(self._study, weights)
+        vector = vector if vector.flags.writeable and vector.nbytes >= LARGE else vector.copy()
+        self._vector = vector
+        tensors = {name: torch.from_numpy(array) for name, array in self._spec.split(vector).items()}
         with torch.no_grad():
-            logits: torch.Tensor = self._model(self._features)
-        return torch.sigmoid(logits.squeeze(-1).double()).numpy()
+            logits: torch.Tensor = torch.func.functional_call(self._model, tensors, (self._features,))
+        scores: Scores = torch.sigmoid(logits.squeeze(-1).double()).numpy()
+        self._vector = np.zeros(0, dtype=np.float32)
+        return scores
+
+    def _layer_is_over(self, *_: object) -> None:
+        let_go(self._vector)
 
 
 def point_metrics(study: Study, hold_out: HoldOut, scores: Scores) -> dict[str, float]:

@@ -61,6 +61,7 @@ INTERNAL_NAMES: Final[dict[str, str]] = {
     "flwr.supercore.auth.typing": "AccountInfo",
     "flwr.supercore.control": "ControlHttpClient.ListNodes ControlHttpClient.RegisterNode ControlHttpClient.StartRun",
     "flwr.supercore.interceptors": "RuntimeVersionHttpInterceptor",
+    "flwr.supercore.sql_mixin": "SQLITE_PRAGMAS",
     "flwr.supercore.protobuf.translation": "PROTOBUF_REQUEST_TYPES",
     "flwr.superlink.auth_plugin": "NoOpControlAuthnPlugin.validate_tokens_in_metadata",
     "flwr.superlink.cli.flower_superlink": "SuperLinkLifespan",
@@ -115,6 +116,7 @@ def build_superlink(database: Path, secret: bytes) -> FastAPI:
         InstallationError: another flwr version is installed.
     """
     check_flower_version()
+    _keep_the_database_on_the_disk()
     # Only the SuperLink process needs these; they cost more than a second to import.
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan  # noqa: PLC0415
     from flwr.superlink.config_loader import SuperLinkLifespanConfig  # noqa: PLC0415
@@ -148,6 +150,14 @@ def build_superlink(database: Path, secret: bytes) -> FastAPI:
     _take_whole_messages(app.state.linkstate_factory.state())
     app.user_middleware = [layer for layer in app.user_middleware if _middleware_name(layer) not in _IDLE_MIDDLEWARE]
     return app
+
+
+def _keep_the_database_on_the_disk() -> None:
+    """Let each connection to the state hold some megabytes of it; Flower's own map 256 MiB and cache 64 MB more."""
+    from flwr.supercore import sql_mixin  # noqa: PLC0415  (see build_superlink)
+
+    small, names = {"cache_size": "-4000", "mmap_size": "0"}, vars(sql_mixin)
+    names["SQLITE_PRAGMAS"] = tuple((name, small.get(name, value)) for name, value in names["SQLITE_PRAGMAS"])
 
 
 def _take_whole_messages(state: Any) -> None:

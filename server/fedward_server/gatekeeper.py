@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import RecordDict
 
 from fedward_common.errors import RejectedReply
 from fedward_common.fixed_point import SCALE
 from fedward_common.models import parameter_spec
 from fedward_common.study import DpSgd, Study
-from fedward_common.wire import Enrolment, Update, read_update
+from fedward_common.wire import Enrolment, Update, read_update, read_update_in_parts
 
 __all__ = ["Gatekeeper"]
+
+Values = npt.NDArray[np.int64]
 
 
 class Gatekeeper:
@@ -22,15 +26,21 @@ class Gatekeeper:
     Args:
         study: the contract.
         enrolments: by node, what each site said at the roll call; nobody else is listened to.
+
+    `size` is the number of parameters of the study's model.
     """
 
     def __init__(self, study: Study, enrolments: Mapping[int, Enrolment]) -> None:
         self._study = study
         self._digest = study.digest
         self._enrolments = dict(enrolments)
-        self._size = parameter_spec(study).size
+        self.size = parameter_spec(study).size
         self._round = 0
         self._seen: set[int] = set()
+
+    def admit(self, node: int, enrolment: Enrolment) -> None:
+        """Listen to a node from now on, or by what it said last."""
+        self._enrolments[node] = enrolment
 
     def open_round(self, round_: int) -> None:
         """Forget the last round's replies and accept those of `round_` (1-based)."""
@@ -47,21 +57,50 @@ class Gatekeeper:
         Raises:
             RejectedReply: naming the check.
         """
+        enrolment = self._enrolled(node)
+        update = read_update(content, size=self.size)
+        self._check_head(update, enrolment)
+        self._check_bound(update.values, update.weight)
+        self._seen.add(node)
+        return update
+
+    def open(self, node: int, content: RecordDict) -> tuple[Update, Iterator[Values]]:
+        """Return the reply of `node` as an update without its values, and these part by part.
+
+        All that `check` checks is checked: what the header says before this returns, each part before it is yielded,
+        and none is looked at before it is asked for. Nothing may be added before the last one has come. Only then has
+        the node answered; a reply that is refused in its middle is none.
+
+        Raises:
+            RejectedReply: naming the check; from the iterator as well.
+        """
+        enrolment = self._enrolled(node)
+        head, parts = read_update_in_parts(content, size=self.size)
+        self._check_head(head, enrolment)
+        return head, self._checked(node, head.weight, parts)
+
+    def _checked(self, node: int, weight: int, parts: Iterator[Values]) -> Iterator[Values]:
+        for part in parts:
+            self._check_bound(part, weight)
+            yield part
+        self._seen.add(node)
+
+    def _enrolled(self, node: int) -> Enrolment:
         enrolment = self._enrolments.get(node)
         if enrolment is None:
             self._fail("roster", "the sender is not enrolled in this run")
         if node in self._seen:
             self._fail("duplicate", f"a second reply in round {self._round}")
-        update = read_update(content, size=self._size)
-        self._check_origin(update, enrolment)
-        self._check_numbers(update, enrolment)
-        self._seen.add(node)
-        return update
+        return enrolment
 
     def expected_weight(self, enrolment: Enrolment) -> int:
         """Return what a site's update counts for at most: its enrolled patients, capped, or 1."""
         rule = self._study.aggregation
         return min(enrolment.patients, rule.max_weight) if rule.weighting == "patients" else 1
+
+    def _check_head(self, update: Update, enrolment: Enrolment) -> None:
+        self._check_origin(update, enrolment)
+        self._check_numbers(update, enrolment)
 
     def _check_origin(self, update: Update, enrolment: Enrolment) -> None:
         if update.site != enrolment.site:
@@ -86,8 +125,10 @@ class Gatekeeper:
                 self._fail("metrics", "metrics in a study with privacy, where none is paid for")
             if not 0.0 <= update.metrics["loss"] <= privacy.loss_bound:
                 self._fail("metrics", "a noised loss outside its bounds")
-        bound = round(self._study.aggregation.update_bound * SCALE) * update.weight  # as encode_weighted rounds
-        if update.values.size and (int(update.values.max()) > bound or int(update.values.min()) < -bound):
+
+    def _check_bound(self, values: Values, weight: int) -> None:
+        bound = round(self._study.aggregation.update_bound * SCALE) * weight  # as encode_weighted rounds
+        if values.size and (int(values.max()) > bound or int(values.min()) < -bound):
             self._fail("bound", f"an entry exceeds the bound {self._study.aggregation.update_bound:g}")
 
     @staticmethod

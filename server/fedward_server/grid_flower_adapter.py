@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Final
 
 # Read by flwr when it is imported, so they are set before that; nobody is told that a hospital trains.
@@ -22,7 +23,7 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 import httpx
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_to_proto, recorddict_from_proto
@@ -36,9 +37,11 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.run import RunNotRunningException
 from flwr.superlink.grid import HttpGrid
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from fedward_common.errors import CoordinatorError, TransportError
-from fedward_common.flower_adapter import INLINE_BYTES
+from fedward_common.errors import CoordinatorError, RejectedReply, TransportError
+from fedward_common.flower_adapter import INLINE_BYTES, entry_on_demand
+from fedward_common.packing import PART_KEY
 
 __all__ = ["INTERNAL_NAMES", "PATIENCE_S", "CoordinatorGrid", "patient", "translated"]
 
@@ -50,8 +53,8 @@ INTERNAL_NAMES: Final[dict[str, str]] = {
     "flwr.supercore.inflatable.inflatable_object": "get_all_nested_objects get_object_tree iterate_object_tree"
     " no_object_id_recompute",
     "flwr.supercore.inflatable.inflatable_protobuf_utils": "make_pull_object_fn_protobuf make_push_object_fn_protobuf",
-    "flwr.supercore.inflatable.inflatable_utils": "ObjectPullError ObjectPushError inflate_object_from_contents"
-    " pull_objects",
+    "flwr.supercore.inflatable.inflatable_utils": "ObjectPullError ObjectPushError ObjectUnavailableError"
+    " inflate_object_from_contents pull_objects",
     "flwr.supercore.retry": "RetryInvoker.invoke exponential",
     "flwr.supercore.run": "RunNotRunningException",
     "flwr.superlink.grid": "HttpGrid._check_message HttpGrid._connect HttpGrid._runtime_client",
@@ -62,6 +65,7 @@ PATIENCE_S: Final = 50.0
 """A task that is silent for 60 s is given up by the SuperLink, so is a longer outage."""
 
 _WAIT_MS: Final = 1000
+_LOOK_MS: Final = 100  # while an upload goes on
 _BATCH: Final = 64  # announcements in one request; with content inside, 16 MiB
 _LEAVING_S: Final = 2.0
 
@@ -75,7 +79,7 @@ class _DoorbellInterceptor:
     """
 
     def __init__(self, wait_ms: int, *, resuming: bool = False) -> None:
-        self._wait_ms = str(wait_ms)
+        self.wait_ms = wait_ms
         self._seen = ""
         self._resuming = resuming
 
@@ -84,7 +88,7 @@ class _DoorbellInterceptor:
         if not context.rpc_method.endswith("/PullMessages"):
             return call_next(context)
         if self._seen:
-            context.request.headers.update({"fedward-seen": self._seen, "fedward-wait-ms": self._wait_ms})
+            context.request.headers.update({"fedward-seen": self._seen, "fedward-wait-ms": str(self.wait_ms)})
         if self._resuming:
             context.request.headers["fedward-resume"] = "1"
         response = call_next(context)
@@ -139,7 +143,8 @@ class CoordinatorGrid(HttpGrid):
         self._retry_invoker = patient(patience_s)
         self._connect()
         client = self._runtime_client
-        client._interceptors = (*client._interceptors, _DoorbellInterceptor(_WAIT_MS, resuming=resuming))  # noqa: SLF001
+        self._doorbell = _DoorbellInterceptor(_WAIT_MS, resuming=resuming)
+        client._interceptors = (*client._interceptors, self._doorbell)  # noqa: SLF001
         client._client.close()  # noqa: SLF001
         client._client = httpx.Client(  # noqa: SLF001  (as Flower's, but no proxy, and connections stay open)
             timeout=30.0, trust_env=False, limits=httpx.Limits(keepalive_expiry=60.0)
@@ -181,7 +186,7 @@ class CoordinatorGrid(HttpGrid):
 
     def _announce(self, message: Message, request: PushAppMessagesRequest) -> Objects:
         """Add a message to a request; return the objects that have to follow it."""
-        if message.metadata.dst_node_id in self._reads_announcements:
+        if message.metadata.dst_node_id in self._reads_announcements and not _is_large(message):
             whole = message_to_proto(message)
             if whole.content.ByteSize() <= INLINE_BYTES:
                 request.messages_list.append(whole)
@@ -215,16 +220,43 @@ class CoordinatorGrid(HttpGrid):
         wanted = list(message_ids)
         self.settle()
         with translated("replies cannot be fetched"):
-            if not self._arrived:
+            reply = self._first_whole(set(wanted))
+            if reply is None:
+                self._doorbell.wait_ms = _WAIT_MS if not self._arrived else _LOOK_MS
                 response = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=wanted))
                 self._arrived.extend(zip(response.messages_list, response.message_object_trees, strict=True))
-            asked = set(wanted)
-            while self._arrived:
-                head, tree = self._arrived.popleft()
-                if head.metadata.reply_to_message_id in asked:
-                    return [self._fetch(head, tree)]
+                reply = self._first_whole(set(wanted))
+        return [] if reply is None else [reply]
+
+    def _first_whole(self, wanted: set[str]) -> Message | None:
+        """Return the first reply that has arrived and whose sender has uploaded all of it, if there is one.
+
+        A slow upload keeps nobody waiting, and its own site only as long as the round lasts.
+        """
+        for _ in range(len(self._arrived)):
+            head, tree = self._arrived.popleft()
+            if head.metadata.reply_to_message_id not in wanted:
                 self._confirm(head.metadata)  # nobody waits for it any more
-        return []
+            elif head.content.ByteSize() or head.HasField("error") or self._is_uploaded(tree):
+                return self._fetch(head, tree)
+            else:
+                self._arrived.append((head, tree))
+        return None
+
+    def _is_uploaded(self, tree: ObjectTree) -> bool:
+        """Return whether the last object that a site uploads is there, or will never be: its reply's metadata."""
+        try:
+            self._pull()(tree.object_id)
+        except inflatable_utils.ObjectUnavailableError:
+            return False
+        except inflatable_utils.ObjectPullError:
+            return True
+        return True
+
+    def _pull(self) -> Callable[[str], bytes]:
+        return inflatable_protobuf_utils.make_pull_object_fn_protobuf(
+            self._runtime_client.PullObject, self.node, self.run.run_id
+        )
 
     def settle(self, *, wait: bool = False) -> None:
         """Confirm what has been fetched: it is safe. With `wait`, return once that is done, after 2 s at most."""
@@ -239,10 +271,9 @@ class CoordinatorGrid(HttpGrid):
         super().close()
 
     def _fetch(self, head: ProtoMessage, tree: ObjectTree) -> Message:
-        """Return one reply, to be confirmed later.
+        """Return one reply, to be confirmed later; its sender has finished uploading, so confirming may delete it.
 
-        All its objects are fetched, also those that are not looked at: confirming deletes them, so their sender must
-        have finished uploading. Content inside the announcement is there already.
+        The parts of a large vector are not fetched: each is whenever it is looked at, until the reply is confirmed.
         """
         if head.content.ByteSize():
             self._reads_announcements.add(head.metadata.src_node_id)
@@ -253,22 +284,18 @@ class CoordinatorGrid(HttpGrid):
         return message
 
     def _fetch_objects(self, head: ProtoMessage, tree: ObjectTree) -> Message:
-        pull = inflatable_protobuf_utils.make_pull_object_fn_protobuf(
-            self._runtime_client.PullObject, self.node, self.run.run_id
-        )
+        leaves = {node.object_id for root in tree.children for node in root.children if not node.children}
+        in_parts = len(tree.children) == 1 and len(leaves) == len(tree.children[0].children) > 1
+        left = leaves | {tree.object_id} if in_parts else {tree.object_id}  # the root only repeats the metadata
+        ids = [node.object_id for node in inflatable_object.iterate_object_tree(tree)]
         try:
-            contents = inflatable_utils.pull_objects(
-                [node.object_id for node in inflatable_object.iterate_object_tree(tree)],
-                pull,
-                initial_backoff=0.02,
-                backoff_cap=0.2,
-                max_time=PATIENCE_S,
-                max_tries_per_object=None,
-            )
+            contents = self._pull_all([object_id for object_id in ids if object_id not in left])
+            if head.HasField("error"):
+                return make_message(metadata_from_proto(head.metadata), error=error_from_proto(head.error))
+            if in_parts:
+                return self._in_parts(head, contents[tree.children[0].object_id], leaves)
         except inflatable_utils.ObjectPullError:
             return _unreadable(head.metadata, "reply_incomplete")
-        if head.HasField("error"):
-            return make_message(metadata_from_proto(head.metadata), error=error_from_proto(head.error))
 
         def inflate() -> object:
             (root,) = tree.children
@@ -276,12 +303,63 @@ class CoordinatorGrid(HttpGrid):
 
         return _decoded(head, inflate)
 
+    def _in_parts(self, head: ProtoMessage, contents: bytes, leaves: set[str]) -> Message:
+        """Return a reply whose first record is there; the others are fetched whenever somebody looks at them."""
+        records = {name: entry_on_demand(PART_KEY, partial(self._pull_part, name)) for name in leaves}
+        message = _decoded(head, lambda: RecordDict.inflate(contents, dict(records)))
+        if message.has_error():
+            return message
+        first = next((name for name in message.content if not name.startswith("part-")), None)
+        if first is not None:
+            (object_id,) = [known for known, record in records.items() if record is message.content[first]]
+            header = self._pull_all([object_id])[object_id]
+            try:
+                message.content[first] = ConfigRecord.inflate(header)
+            except Exception:  # noqa: BLE001  (see _decoded)
+                return _unreadable(head.metadata, "reply_malformed")
+        return message
+
+    def _pull_all(self, ids: list[str]) -> dict[str, bytes]:
+        return inflatable_utils.pull_objects(
+            ids,
+            self._pull(),
+            initial_backoff=0.02,
+            backoff_cap=0.2,
+            max_time=PATIENCE_S,
+            max_tries_per_object=None,
+        )
+
+    def _pull_part(self, object_id: str) -> bytes:
+        """Return one part of a large vector.
+
+        Raises:
+            RejectedReply: it is not there, or no part.
+        """
+        with translated("a part of a reply cannot be fetched"):
+            try:
+                record = ConfigRecord.inflate(self._pull_all([object_id])[object_id])
+                (part,) = record.values()
+            except (inflatable_utils.ObjectPullError, ValueError, DecodeError):
+                check = "refused"
+                raise RejectedReply(check, f"transport_error code={ErrorCode.MESSAGE_UNAVAILABLE}") from None
+        return part if isinstance(part, bytes) and PART_KEY in record else b""
+
     def _confirm(self, head: ProtoMetadata) -> None:
         """Let the SuperLink delete a reply, in the background: nothing waits for that."""
         request = ConfirmMessageReceivedRequest(
             node=self.node, run_id=self.run.run_id, message_object_id=head.message_id
         )
         self._later(lambda: self._runtime_client.ConfirmMessageReceived(request))
+
+
+def _is_large(message: Message) -> bool:
+    """Return whether a record's bytes alone are too many for an announcement; of a large vector one part is read."""
+    records = message.content.values() if message.has_content() else ()
+    return any(
+        sum(len(value) for value in record.values() if isinstance(value, bytes)) > INLINE_BYTES
+        for record in records
+        if isinstance(record, ConfigRecord)
+    )
 
 
 def _decoded(head: ProtoMessage, decode: Callable[[], object]) -> Message:

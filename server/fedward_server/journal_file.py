@@ -11,6 +11,7 @@ import hashlib
 import os
 import struct
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -18,10 +19,11 @@ from typing import BinaryIO, Final
 import numpy as np
 
 from fedward_common.errors import CoordinatorError, InstallationError
+from fedward_common.paged import LARGE
 from fedward_server.checkpoint import write_atomically
 from fedward_server.journal import Begun, Record, Values, parse_record
 
-__all__ = ["MAX_HEAD", "Entry", "JournalFile"]
+__all__ = ["MAX_HEAD", "Entry", "JournalFile", "StoredBody"]
 
 MAX_HEAD: Final = 1 << 24
 """Bytes of a record's head at most: the longest lists the sites of a roll call with their reasons."""
@@ -30,6 +32,7 @@ _LENGTHS: Final = struct.Struct("<IQ")
 _CRC: Final = struct.Struct("<I")
 _FRAME: Final = _LENGTHS.size + _CRC.size
 _DIGEST: Final = 32
+_ITEM: Final = 8  # bytes of one int64
 _PIECE: Final = 1 << 20
 _START: Final = b"fedward journal 1".ljust(_DIGEST, b"\0")
 
@@ -41,6 +44,33 @@ class Entry:
     record: Record
     offset: int
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBody:
+    """A record's body, which was verified when it was written or when the journal was opened; it is read from there."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self, part: slice) -> Values:
+        """Return these of its integers.
+
+        Raises:
+            InstallationError: they cannot be read any more.
+        """
+        first = int(part.start or 0)
+        count = min(int(part.stop), self.size // _ITEM) - first
+        values = np.empty(count, dtype="<i8")
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self.offset + first * _ITEM)
+                if _read_into(file, values.view(np.uint8).data) < values.nbytes:
+                    raise _unwritable(self.path, OSError("it ends too early"))
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        return values.astype(np.int64, copy=False)
 
 
 class JournalFile:
@@ -62,7 +92,8 @@ class JournalFile:
         Raises:
             InstallationError: it cannot be written.
         """
-        frame, last = _framed(begun, b"", _START)
+        frame, digest = _framed(begun, 0, _START)
+        last = digest.digest()
         try:
             write_atomically(path, frame + last)
             return cls(path, path.open("r+b", buffering=0), last)._at_the_end()  # noqa: SLF001  (its own)
@@ -98,26 +129,46 @@ class JournalFile:
         Raises:
             InstallationError: it cannot be written.
         """
+        self.write_parts(record, 0 if values is None else len(values), () if values is None else (values,))
+
+    def write_parts(self, record: Record, count: int, parts: Iterable[Values]) -> StoredBody:
+        """Append a record whose body is `count` integers in parts; each is written before the next is asked for.
+
+        The digest that makes it a record is written once a large body is on the disk. An error that `parts` raises
+        passes through and leaves the journal as it was.
+
+        Raises:
+            InstallationError: it cannot be written.
+            ValueError: the parts have not `count` integers together; the journal is as it was.
+        """
         if self._file is None:
             raise _unwritable(self.path, OSError("closed, or an earlier write failed"))
-        body = memoryview(b"") if values is None else np.ascontiguousarray(values, "<i8").data.cast("B")
-        frame, last = _framed(record, body, self._last)
+        frame, digest = _framed(record, count * _ITEM, self._last)
         with contextlib.ExitStack() as stack:
             stack.callback(self.close)
             try:
-                for part in (frame, body, last):
-                    _write_all(self._file, memoryview(part))
-                os.fsync(self._file.fileno())
+                start = self._file.tell()
+                _write_all(self._file, memoryview(frame))
+                refused = _write_body(self._file, count * _ITEM, iter(parts), digest)
+                if refused is not None:
+                    self._file.truncate(start)
+                    self._file.seek(start)
+                else:
+                    if count * _ITEM >= LARGE:  # else one sync covers both, or a power cut costs the record
+                        os.fdatasync(self._file.fileno())
+                    _write_all(self._file, memoryview(digest.digest()))
+                    os.fsync(self._file.fileno())
             except OSError as error:
                 raise _unwritable(self.path, error) from error
             stack.pop_all()
-        self._last = last
+        if refused is not None:
+            raise refused
+        self._last = digest.digest()
+        return StoredBody(self.path, start + len(frame), count * _ITEM)
 
-    def values(self, entry: Entry) -> Values:
+    def body(self, entry: Entry) -> StoredBody:
         """Return a record's body, which was verified when the journal was opened."""
-        with self.path.open("rb") as file:
-            file.seek(entry.offset)
-            return np.frombuffer(file.read(entry.size), dtype="<i8").astype(np.int64, copy=False)
+        return StoredBody(self.path, entry.offset, entry.size)
 
     def close(self) -> None:
         """Close the file."""
@@ -197,17 +248,39 @@ class _Reader:
         )
 
 
-def _framed(record: Record, body: memoryview | bytes, last: bytes) -> tuple[bytes, bytes]:
-    """Return a record's frame and head, and the digest that ends it."""
+def _framed(record: Record, body: int, last: bytes) -> tuple[bytes, hashlib._Hash]:
+    """Return a record's frame and head, and the digest that ends it once it has seen a body of so many bytes."""
     text = record.model_dump_json().encode("utf-8")
     if len(text) > MAX_HEAD:
         msg = f"a record of {len(text)} bytes does not fit a journal"
         raise CoordinatorError(msg, remedy=f"at most {MAX_HEAD} bytes do")
-    lengths = _LENGTHS.pack(len(text), len(body))
+    lengths = _LENGTHS.pack(len(text), body)
     frame = lengths + _CRC.pack(zlib.crc32(lengths)) + text
-    digest = hashlib.sha256(last + frame)
-    digest.update(body)
-    return frame, digest.digest()
+    return frame, hashlib.sha256(last + frame)
+
+
+def _write_body(file: BinaryIO, size: int, parts: Iterator[Values], digest: hashlib._Hash) -> Exception | None:
+    """Write a body of `size` bytes part by part; return why it came to nothing, if the parts are at fault."""
+    left = size
+    while left >= 0:
+        try:
+            part = next(parts, None)
+        except Exception as error:  # noqa: BLE001  (raised again once what was written is taken back)
+            return error
+        if part is None:
+            break
+        raw = np.ascontiguousarray(part, "<i8").data.cast("B")
+        left -= len(raw)
+        digest.update(raw)
+        _write_all(file, raw)
+    return ValueError(f"the body has not the {size} bytes that its record states") if left else None
+
+
+def _read_into(file: BinaryIO, target: memoryview) -> int:
+    done = 0
+    while done < len(target) and (count := file.readinto(target[done:])):  # type: ignore[attr-defined]
+        done += count
+    return done
 
 
 def _write_all(file: BinaryIO, content: memoryview) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,15 +22,18 @@ from pydantic import ValidationError
 
 from fedward_common.errors import CoordinatorError, InstallationError, StudyError
 from fedward_common.models import initial_weights, parameter_spec
+from fedward_common.paged import file_vector
 from fedward_common.study import Study
 from fedward_common.study_file import read_study_file
 from fedward_common.wire import Update
 from fedward_server.checkpoint import read_checkpoint, write_checkpoint
 from fedward_server.journal import (
+    Accepted,
     Begun,
     Progress,
     Record,
     Recovered,
+    StoredUpdate,
     Story,
     Values,
     story_of,
@@ -101,6 +104,12 @@ class Logbook:
         """See `RoundLog.write`: it is on the disk."""
         if self._journal is not None:
             self._journal.write(record, values)
+
+    def store(self, update: Update, size: int, parts: Iterable[Values]) -> StoredUpdate | None:
+        """See `RoundLog.store`: its values are on the disk, in the journal."""
+        if self._journal is None:
+            return None
+        return StoredUpdate(update, self._journal.write_parts(Accepted.of(update), size, parts), size)
 
     def commit(self, arrays: Arrays, progress: Progress) -> None:
         """Put the state after a round on the disk and begin the journal of the next; a crash between is repaired.
@@ -188,9 +197,13 @@ def begun(folder: Path) -> bool:
     return any((folder / name).exists() for name in (JOURNAL, CHECKPOINT, "result.json"))
 
 
-def beginning(study: Study) -> Standing:
-    """Return where a run stands before anything."""
-    return Standing(Progress(started=datetime.now(UTC).isoformat(timespec="seconds")), initial_weights(study), {})
+def beginning(study: Study, folder: Path | None = None) -> Standing:
+    """Return where a run stands before anything; a large model is kept in `folder`."""
+    return Standing(Progress(started=datetime.now(UTC).isoformat(timespec="seconds")), _first(study, folder), {})
+
+
+def _first(study: Study, folder: Path | None) -> npt.NDArray[np.float32]:
+    return initial_weights(study, file_vector(parameter_spec(study).size, folder))
 
 
 def standing(folder: Path, study: Study) -> tuple[Standing, Logbook]:
@@ -205,7 +218,7 @@ def standing(folder: Path, study: Study) -> tuple[Standing, Logbook]:
         if checkpoint.exists():
             msg = f"{path} is missing beside {checkpoint.name}"
             raise CoordinatorError(msg, remedy="restore it from a copy, or choose another folder")
-        start = beginning(study)
+        start = beginning(study, folder)
         first = Begun(study=study.digest, after=0, started=start.progress.started)
         return start, Logbook(folder, study.digest, JournalFile.create(path, first))
     with contextlib.ExitStack() as stack:
@@ -231,7 +244,7 @@ def _before(path: Path, study: Study, story: Story) -> Standing:
     if story.begun.study != study.digest:
         raise _another_study(path.with_name(JOURNAL))
     if not path.exists() and not after:
-        return Standing(Progress(started=story.begun.started), initial_weights(study), {}, resumed=True)
+        return Standing(Progress(started=story.begun.started), _first(study, path.parent), {}, resumed=True)
     found = read_checkpoint(path)
     if found.study != study.digest:
         raise _another_study(path)
@@ -253,21 +266,22 @@ def _before(path: Path, study: Study, story: Story) -> Standing:
 def _with_open_round(before: Standing, story: Story, journal: JournalFile, entries: list[Entry]) -> Standing:
     progress = before.progress
     if story.enrolled is not None:
-        told = {"seats": story.enrolled.seats, "excluded": dict(story.enrolled.excluded)}
+        enrolled = story.enrolled
+        told = {"seats": enrolled.seats, "excluded": dict(enrolled.excluded), "away": enrolled.away}
         progress = progress.model_copy(update=told)
     if story.open is None:
         return Standing(progress, before.weights, before.arrays, resumed=True)
     asked = progress.asked | dict.fromkeys(story.open.asked, story.open.round)
     recovered = Recovered(story.open, _updates(story.begun.study, journal, entries))
-    return Standing(
-        progress.model_copy(update={"asked": asked}), before.weights, before.arrays, recovered, resumed=True
-    )
+    progress = progress.model_copy(update={"asked": asked}).joined_by(story.open.joined.values())
+    return Standing(progress, before.weights, before.arrays, recovered, resumed=True)
 
 
-def _updates(study: str, journal: JournalFile, entries: list[Entry]) -> Iterator[Update]:
+def _updates(study: str, journal: JournalFile, entries: list[Entry]) -> Iterator[StoredUpdate]:
     for entry in entries:
         if entry.record.kind == "accepted":
-            yield entry.record.update(study, journal.values(entry))
+            head = entry.record.update(study, np.zeros(0, dtype=np.int64))
+            yield StoredUpdate(head, journal.body(entry), entry.size // _ITEM)
 
 
 def _refuse_another_study(folder: Path, study: Study) -> None:

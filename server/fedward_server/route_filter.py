@@ -9,9 +9,11 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, BinaryIO, Final
 
 import anyio.to_thread
 
@@ -20,6 +22,7 @@ from fedward_common.certificates import verify_as_node
 __all__ = [
     "AsgiApp",
     "Doorbell",
+    "Parts",
     "Receive",
     "RouteFilter",
     "Scope",
@@ -38,6 +41,8 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _MAX_BODY_BYTES: Final = 64 * 1024 * 1024  # Flower cuts arrays into objects of 5 MiB; records are single objects
 _LONGEST_WAIT_S: Final = 10.0
+_PARTS: Final = ("/push-object", "/pull-object")
+_PIECE_BYTES: Final = 256 * 1024
 
 
 class Doorbell:
@@ -81,6 +86,14 @@ class Waiting:
     push_bell: Doorbell
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Whose turn it is among the requests that carry parts of models, and the folder for their nameless files."""
+
+    turn: asyncio.Semaphore
+    folder: Path
+
+
 class RouteFilter:
     """ASGI application that lets through POST requests to the listed paths and answers 404 to the rest.
 
@@ -91,6 +104,9 @@ class RouteFilter:
     something else, at most as long as it asks (``fedward-wait-ms``) and at most 10 s: nobody polls, and a message is
     seen as soon as it is stored. Clients that say nothing, like Flower's own, are answered at once. What a request for
     messages says of resuming a session (``fedward-resume``) is given to `resuming`, in the request's own context.
+
+    With `parts`, bodies and answers of the requests that carry parts of models wait in files, and the application has
+    one of these requests in hand at a time.
     """
 
     def __init__(
@@ -102,6 +118,7 @@ class RouteFilter:
         max_body: int = _MAX_BODY_BYTES,
         limits: Mapping[str, int] | None = None,
         resuming: Callable[[bool], object] = bool,
+        parts: Parts | None = None,
     ) -> None:
         self._app = app
         self._paths = paths
@@ -109,6 +126,7 @@ class RouteFilter:
         self._max_body = max_body
         self._limits = dict(limits or {})
         self._resuming = resuming
+        self._parts = parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request or pass it on."""
@@ -117,10 +135,47 @@ class RouteFilter:
             await answer_empty(scope, send, status)
         elif self._waiting and scope["path"] == self._waiting.pull:
             await self._pull(self._waiting.pull_bell, scope, receive, send)
+        elif self._parts and scope["path"].endswith(_PARTS):
+            await self._one_at_a_time(self._parts, scope, receive, send)
         else:
             await self._app(scope, receive, send)
             if self._waiting and scope["path"] == self._waiting.push:
                 self._waiting.push_bell.ring()
+
+    async def _one_at_a_time(self, parts: Parts, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request whose body or answer is large: from file to file, and with the application one at a time.
+
+        A slow sender or receiver costs the disk its bytes, and nobody else their turn.
+        """
+        with tempfile.TemporaryFile(dir=parts.folder) as body, tempfile.TemporaryFile(dir=parts.folder) as answer:
+            if not await _received(receive, body):
+                return
+            body.seek(0)
+            begun: list[MutableMapping[str, Any]] = []
+            whole = False
+
+            async def replayed() -> MutableMapping[str, Any]:
+                nonlocal whole
+                if whole:
+                    return await receive()
+                piece = body.read(_PIECE_BYTES)
+                whole = not piece
+                return {"type": "http.request", "body": piece, "more_body": bool(piece)}
+
+            async def kept(message: MutableMapping[str, Any]) -> None:
+                if message["type"] == "http.response.body":
+                    answer.write(message.get("body", b""))
+                else:
+                    begun.append(message)
+
+            async with parts.turn:
+                await self._app(scope, replayed, kept)
+            for message in begun:
+                await send(message)
+            answer.seek(0)
+            while piece := answer.read(_PIECE_BYTES):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pull(self, bell: Doorbell, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
@@ -204,6 +259,17 @@ def _signed_whole(headers: Mapping[bytes, bytes], body: bytes) -> bool:
     except (KeyError, UnicodeDecodeError, binascii.Error):
         return False
     return verify_as_node(key, body, signature)
+
+
+async def _received(receive: Receive, target: BinaryIO) -> bool:
+    """Write a request's body, whose length has been checked, to a file; return False if its sender is gone."""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return False
+        target.write(message.get("body", b""))
+        if not message.get("more_body", False):
+            return True
 
 
 async def whole_body(receive: Receive) -> bytes | None:

@@ -35,8 +35,9 @@ from fedward_common.signing import load_private_key
 from fedward_server.admission import KEY_DAYS, RateLimit
 from fedward_server.enrolment import ENROLMENT_PATHS, CentreFacts, Enrolment
 from fedward_server.handshake import Handshake
+from fedward_server.heap import give_back_what_is_freed
 from fedward_server.roster import Roster
-from fedward_server.route_filter import AsgiApp, Doorbell, RouteFilter, SignedReplies, Switch, Waiting
+from fedward_server.route_filter import AsgiApp, Doorbell, Parts, RouteFilter, SignedReplies, Switch, Waiting
 from fedward_server.warden import Certificates, Warden
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stop-on-eof", action="store_true", help="stop when standard input is closed")
     options = parser.parse_args(arguments)
     log_json_lines()
+    give_back_what_is_freed()
     try:
         config = load_config(options.config)
         secret = _read_secret(config.secret)
@@ -261,8 +263,9 @@ async def _serve(app: FastAPI, config: SuperLinkConfig, sockets: list[socket.soc
     to_sites, to_centre = Doorbell(secrets.randbits(48)), Doorbell(secrets.randbits(48))
     public = Waiting(fleet + "pull-messages", to_sites, fleet + "push-messages", to_centre)
     private = Waiting(runtime + "pull-messages", to_centre, runtime + "push-messages", to_sites)
-    outside, warden = _public_app(app, config, public)
-    inside = RouteFilter(app, PRIVATE_ROUTES, private, resuming=fleet_flower_adapter.RESUMING.set)
+    parts = Parts(asyncio.Semaphore(1), config.database.parent)
+    outside, warden = _public_app(app, config, public, parts)
+    inside = RouteFilter(app, PRIVATE_ROUTES, private, resuming=fleet_flower_adapter.RESUMING.set, parts=parts)
     servers = [_server(outside, config), _server(inside, None)]
     stopping = asyncio.Event()
 
@@ -288,7 +291,7 @@ async def _serve(app: FastAPI, config: SuperLinkConfig, sockets: list[socket.soc
         _report("ready")
 
 
-def _public_app(app: FastAPI, config: SuperLinkConfig, waiting: Waiting) -> tuple[AsgiApp, Warden | None]:
+def _public_app(app: FastAPI, config: SuperLinkConfig, waiting: Waiting, parts: Parts) -> tuple[AsgiApp, Warden | None]:
     """Return what the public listener serves, and who looks after the roster if there is one."""
     from fedward_common.flower_adapter import ANNOUNCEMENT_BYTES  # noqa: PLC0415
     from fedward_server import fleet_flower_adapter, flower_adapter  # noqa: PLC0415
@@ -299,7 +302,8 @@ def _public_app(app: FastAPI, config: SuperLinkConfig, waiting: Waiting) -> tupl
     limits = {waiting.push: ANNOUNCEMENT_BYTES}
     if roster is None or config.ca is None:
         fleet_flower_adapter.guard(app, None)
-        fleet = RouteFilter(app, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming)
+        routes = flower_adapter.fleet_routes()
+        fleet = RouteFilter(app, routes, waiting, limits=limits, resuming=resuming, parts=parts)
         return Handshake(fleet, visiting=visiting), None
     register = fleet_flower_adapter.guard(app, lambda key: roster.admitted(key, _now()))
     facts = CentreFacts(config.ca.read_bytes(), code_free_bundle().sha256, config.study_keys, config.key_days)
@@ -307,7 +311,8 @@ def _public_app(app: FastAPI, config: SuperLinkConfig, waiting: Waiting) -> tupl
     service = Enrolment(roster, register, facts, limit=limit)
     enrolment = RouteFilter(service, ENROLMENT_PATHS, max_body=MAX_BODY_BYTES)
     signed = SignedReplies(app, waiting.push)
-    fleet = RouteFilter(signed, flower_adapter.fleet_routes(), waiting, limits=limits, resuming=resuming)
+    routes = flower_adapter.fleet_routes()
+    fleet = RouteFilter(signed, routes, waiting, limits=limits, resuming=resuming, parts=parts)
     certificates = Certificates(config.ca, config.ca_key, config.certificate, config.certificate_key)
     greeted = Handshake(fleet, lambda key, release: roster.heard(key, release, _now()), visiting=visiting)
     return Switch(greeted, dict.fromkeys(ENROLMENT_PATHS, enrolment)), Warden(roster, register, certificates)

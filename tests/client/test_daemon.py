@@ -74,8 +74,10 @@ class Fleet:
 
     def push(self, packed: PackedReply) -> None:
         self.calls.append("reply")
-        content = packed.request.message_object_trees[0].children[0].object_id
-        self.replies.append(inflate(self.message, content, dict(packed.objects)))
+        root = packed.request.message_object_trees[0].children[0].object_id
+        self.replies.append(
+            inflate(self.message, root, {name: bytes(content) for name, content in packed.objects.items()})
+        )
 
 
 @dataclass

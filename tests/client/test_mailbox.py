@@ -212,7 +212,7 @@ if box.outbox.get(key) is None:
     assert box.objects.sync(ids)
     with (home / "ledger").open("ab") as ledger:  # what stands for debit and training: once, and never again
         ledger.write(b"x")
-    box.answered(key, b"the update", ids)
+    box.answered(key, [b"the update"], ids)
 assert box.outbox.get(key) == b"the update"
 box.delivered(key)
 print(steps)

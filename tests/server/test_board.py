@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from fedward_server.board import Board
-from fedward_server.journal import Accepted, Asked, Asking, Begun, Enrolled, Missed, Record, Seat
+from fedward_server.journal import Accepted, Asked, Asking, Begun, Enrolled, Joined, Missed, Record, Seat
 from fedward_server.result import RoundResult, RunResult, SiteResult, StudyRef
 from fedward_server.run_status import RunStatus, SiteStatus
 from tests.builders import small_study
@@ -87,6 +87,15 @@ def test_a_site_that_is_asked_again_leaves_the_round_s_beginning_where_it_was() 
     opened = watched.tell(Asking(round=1, sites=("north", "south"))).opened_at
 
     assert watched.tell(Asking(round=1, sites=("south",))).opened_at == opened
+
+
+def test_a_site_that_was_away_at_the_roll_call_is_absent_until_it_comes() -> None:
+    watched = Watched()
+    status = watched.tell(Enrolled(seats=(seat("north"),), excluded={"west": "not_connected"}, away=("west",)))
+    assert status.sites["west"] == SiteStatus(state="absent", reason="not_connected")
+    watched.board.closed(RoundResult(round=1, sites=("north",), missing={"west": "not_connected"}, seconds=1.0))
+    assert states(watched.shown[-1])["west"] == "absent"
+    assert states(watched.tell(Joined(round=2, seat=seat("west"), excluded="not_connected")))["west"] == "waiting"
 
 
 def test_a_closed_round_names_who_was_missing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from fedward_common.errors import CoordinatorError
+from fedward_common.paged import LARGE
 from fedward_server.checkpoint import encode_tensors, read_checkpoint, write_atomically, write_checkpoint
 from tests.builders import small_study
 from tests.doubles import Rehearsal
@@ -179,3 +181,43 @@ def test_the_library_still_reads_what_we_wrote() -> None:
     content = encode_tensors({"b": np.ones((2, 2)), "a": np.arange(3, dtype=np.float32)}, {"x": "1", "a": "ü"})
     assert int.from_bytes(content[:8], "little") % 8 == 0
     np.testing.assert_array_equal(load(content)["a"], np.arange(3, dtype=np.float32))
+
+
+# ----------------------------------------------------------------------------------------------------------- in pieces
+def test_the_file_is_the_one_that_the_library_writes_but_for_the_order_of_its_header() -> None:
+    kinds = ["f8", "i8", "u8", "f4", "i4", "u4", "f2", "i2", "u2", "i1", "u1", "?"]
+    arrays: dict[str, npt.NDArray[Any]] = {
+        name: np.arange(6).reshape(2, 3).astype(kind) for name, kind in zip("zyxwvutsrqpo", kinds, strict=True)
+    }
+    arrays |= {"empty": np.zeros((0, 3), dtype=np.float32), "single": np.full((), 3.5), "another": np.ones(2)}
+    metadata = {"study": "s", "round": "1"}
+
+    ours, theirs = encode_tensors(arrays, metadata), save(arrays, metadata)
+
+    assert len(ours) == len(theirs)
+    size = int.from_bytes(theirs[:8], "little")
+    assert json.loads(ours[8 : 8 + size]) == json.loads(theirs[8 : 8 + size])
+    assert ours[8 + size :] == theirs[8 + size :]
+
+
+def test_large_arrays_stay_in_the_file_and_keep_their_values(tmp_path: Path) -> None:
+    large = np.arange(LARGE // 4 + 3, dtype=np.float32)
+    path = tmp_path / "checkpoint.safetensors"
+    write_checkpoint(path, study="s", round_=1, arrays={"a": np.arange(3), "weights": large, "z": np.ones(2)})
+
+    found = read_checkpoint(path).arrays
+    path.unlink()  # as when the next one takes its place
+
+    assert set(found) == {"a", "weights", "z"}
+    np.testing.assert_array_equal(found["weights"], large)
+
+
+def test_a_damaged_large_array_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    write_checkpoint(path, study="s", round_=1, arrays={"weights": np.zeros(LARGE // 4, dtype=np.float32)})
+    with path.open("r+b") as file:
+        file.seek(LARGE // 2)
+        file.write(b"\1")
+
+    with pytest.raises(CoordinatorError, match="its SHA-256 is another"):
+        read_checkpoint(path)

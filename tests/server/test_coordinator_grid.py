@@ -273,7 +273,6 @@ def test_a_reply_to_a_round_that_is_over_is_dropped(centre: Centre) -> None:
         north.answer(small(2))
         fetched = centre.requests["pull-object"]
 
-        assert centre.grid.pull_messages(next_round) == []
         (reply,) = centre.await_replies(next_round)
 
     assert first.metadata.reply_to_message_id in over

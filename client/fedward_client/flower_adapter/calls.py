@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import ssl
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fedward_client.bandwidth import PIECE_BYTES, TokenBucket, bytes_per_second
 from fedward_common.certificates import sign_as_node
 from fedward_common.protocol import OURS, Release
 
@@ -25,6 +27,8 @@ __all__ = [
     "Doorbell",
     "KeySource",
     "Observer",
+    "Pace",
+    "PacedUpload",
     "Signer",
     "VersionInterceptor",
     "Watching",
@@ -141,6 +145,60 @@ class Signer:
         return flower.intercept(context, call_next)
 
 
+class Pace:
+    """Lets bytes of one direction pass as fast as allowed; several threads may share it.
+
+    Args:
+        mbit_s: 10**6 bits per second.
+        wait: waits for so many seconds, or less.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, mbit_s: float, wait: Callable[[float], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._bucket = TokenBucket(bytes_per_second(mbit_s), clock())
+        self._wait, self._clock = wait, clock
+        self._lock = threading.Lock()
+
+    def __call__(self, size: int) -> None:
+        """Return when `size` bytes may pass."""
+        with self._lock:
+            seconds = self._bucket.take(size, self._clock())
+        if seconds:
+            self._wait(seconds)
+
+
+class _Paced(httpx.SyncByteStream):
+    """A body that passes piece by piece."""
+
+    def __init__(self, body: httpx.SyncByteStream, pace: Pace) -> None:
+        self._body, self._pace = body, pace
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._body:
+            for start in range(0, len(chunk), PIECE_BYTES):
+                piece = chunk[start : start + PIECE_BYTES]
+                self._pace(len(piece))
+                yield piece
+
+    def close(self) -> None:
+        """Close what is behind it."""
+        self._body.close()
+
+
+class PacedUpload:
+    """Sends the bodies of requests at a pace."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Send the request piece by piece."""
+        context.request.stream = _Paced(httpx.ByteStream(context.request.content), self._pace)
+        return call_next(context)
+
+
 class BoundedClient(FleetHttpClient):
     """Flower's client over connections that stay open, follow no redirect and read no unbounded answer.
 
@@ -150,6 +208,7 @@ class BoundedClient(FleetHttpClient):
         tls: what verifies the other end.
         limits: see `WireLimits`.
         proxy: the HTTP proxy that opens tunnels; None for none, whatever the environment says.
+        download: the pace of answers; None: as fast as they come.
     """
 
     def __init__(
@@ -159,6 +218,7 @@ class BoundedClient(FleetHttpClient):
         tls: ssl.SSLContext,
         limits: WireLimits,
         proxy: httpx.Proxy | None = None,
+        download: Pace | None = None,
     ) -> None:
         # Not Flower's own constructor: it makes a client that takes its proxy from the environment, or fails to.
         self._base_url = base_url
@@ -178,6 +238,10 @@ class BoundedClient(FleetHttpClient):
             limits=httpx.Limits(keepalive_expiry=60.0),
             event_hooks={"response": [_bounded(limits.response_bytes), self._note_peer]},
         )
+        if download is not None:
+            hooks = self._client.event_hooks
+            hooks["response"].append(_paced(download))
+            self._client.event_hooks = hooks
 
     def _unary_unary(self, **call: Any) -> Any:
         """Make one request; an answer that is no message is an error on the wire, as one that is cut short.
@@ -211,3 +275,13 @@ def _bounded(limit: int) -> Callable[[httpx.Response], None]:
             raise httpx.RemoteProtocolError(msg, request=response.request)
 
     return check
+
+
+def _paced(pace: Pace) -> Callable[[httpx.Response], None]:
+    """Return what lets an answer's body in piece by piece; the other end waits meanwhile, as TCP has it."""
+
+    def slow(response: httpx.Response) -> None:
+        if isinstance(response.stream, httpx.SyncByteStream):
+            response.stream = _Paced(response.stream, pace)
+
+    return slow

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -55,14 +56,14 @@ class Incoming:
         return _joined([head.SerializeToString(deterministic=True), tree, self.content])
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Incoming:
+    def from_bytes(cls, data: bytes | memoryview) -> Incoming:
         """Return the announcement that was kept.
 
         Raises:
             ValueError: the bytes are none.
         """
         try:
-            head, tree, content = _split(data)
+            head, tree, content = map(bytes, _split(data))
             whole = ProtoMessage.FromString(head)
             whole.content.CopyFrom(ProtoRecordDict.FromString(content))
             return announced(whole, ObjectTree.FromString(tree))
@@ -92,7 +93,7 @@ class PackedReply:
     """
 
     request: fleet_pb2.PushMessagesRequest
-    objects: Mapping[str, bytes]
+    objects: Mapping[str, bytes | memoryview]
 
     @property
     def run_id(self) -> int:
@@ -106,18 +107,24 @@ class PackedReply:
 
     def to_bytes(self) -> bytes:
         """Return what `from_bytes` reads."""
-        return _joined([self.request.SerializeToString(deterministic=True), *self.objects.values()])
+        return b"".join(self.pieces())
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Yield what `to_bytes` returns, an object at a time."""
+        for part in itertools.chain([self.request.SerializeToString(deterministic=True)], self.objects.values()):
+            yield _LENGTH.pack(len(part))
+            yield part
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> PackedReply:
-        """Return the reply that was kept.
+    def from_bytes(cls, data: bytes | memoryview) -> PackedReply:
+        """Return the reply that was kept; its objects are views of `data`, if that is one.
 
         Raises:
             ValueError: the bytes are none.
         """
         try:
             request, *objects = _split(data)
-            parsed = fleet_pb2.PushMessagesRequest.FromString(request)
+            parsed = fleet_pb2.PushMessagesRequest.FromString(bytes(request))
         except DecodeError as error:
             msg = "no packed reply"
             raise ValueError(msg) from error
@@ -131,18 +138,45 @@ def pack_reply(message: Message, runtime_s: float) -> PackedReply:
     """Return the answer to a message, ready to be sent; `runtime_s` is how long the work took, in seconds.
 
     Small content goes along with the announcement. Fedward's SuperLink then asks for no objects; Flower's own does.
+    Large content is encoded an object at a time, whenever it is looked at.
     """
     with inflatable_object.no_object_id_recompute():
         message.metadata.__dict__["_message_id"] = message.object_id
         nested = inflatable_object.get_all_nested_objects(message)
-        objects = {object_id: item.deflate() for object_id, item in nested.items()}
-        small = sum(map(len, objects.values())) <= INLINE_BYTES
+        small = _is_small(nested)
+        objects = {name: item.deflate() for name, item in nested.items()} if small else _Deflated(nested)
         request = fleet_pb2.PushMessagesRequest(
             messages_list=[message_to_proto(message if small else remove_content_from_message(message))],
             message_object_trees=[inflatable_object.get_object_tree(message)],
             clientapp_runtime_list=[runtime_s],
         )
         return PackedReply(request, objects)
+
+
+def _is_small(objects: Mapping[str, inflatable_object.InflatableObject]) -> bool:
+    left = INLINE_BYTES
+    for item in objects.values():
+        left -= len(item.deflate())
+        if left < 0:
+            return False
+    return True
+
+
+class _Deflated(Mapping[str, bytes]):
+    """Objects, each encoded anew whenever it is looked at."""
+
+    def __init__(self, objects: Mapping[str, inflatable_object.InflatableObject]) -> None:
+        self._objects = objects
+
+    def __getitem__(self, object_id: str) -> bytes:
+        with inflatable_object.no_object_id_recompute():
+            return self._objects[object_id].deflate()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._objects)
+
+    def __len__(self) -> int:
+        return len(self._objects)
 
 
 def opened(incoming: Incoming) -> Message:
@@ -177,8 +211,9 @@ def _joined(parts: list[bytes]) -> bytes:
     return b"".join(_LENGTH.pack(len(part)) + part for part in parts)
 
 
-def _split(data: bytes) -> list[bytes]:
-    parts, at = [], 0
+def _split(data: bytes | memoryview) -> list[bytes | memoryview]:
+    parts: list[bytes | memoryview] = []
+    at = 0
     while at < len(data):
         try:
             (length,) = _LENGTH.unpack_from(data, at)

@@ -31,6 +31,8 @@ from fedward_client.flower_adapter.calls import (
     Doorbell,
     KeySource,
     Observer,
+    Pace,
+    PacedUpload,
     Signer,
     VersionInterceptor,
     Watching,
@@ -207,7 +209,10 @@ class FleetConnection:
         self.push(pack_reply(message, runtime_s))
 
     def push(self, packed: PackedReply) -> None:
-        """Send a reply that was packed; sent a second time, it is dropped by the SuperLink."""
+        """Send a reply that was packed, one object at a time; a whole one that is sent again is dropped there.
+
+        Of one whose upload was cut, only what the SuperLink does not have yet is sent.
+        """
         request = fleet_pb2.PushMessagesRequest()
         request.CopyFrom(packed.request)
         request.node.CopyFrom(self._node)
@@ -217,9 +222,9 @@ class FleetConnection:
         )
         wanted = set(response.objects_to_push)
         try:
-            inflatable_utils.push_object_contents_from_iterable(
-                [(object_id, content) for object_id, content in packed.objects.items() if object_id in wanted], push
-            )
+            for object_id in packed.objects:  # the root last: once that is there, all is
+                if object_id in wanted:
+                    push(object_id, bytes(packed.objects[object_id]))
         except inflatable_utils.ObjectPushError as error:
             msg = "the SuperLink does not take the reply's content"
             raise RejectedError(msg) from error
@@ -319,6 +324,8 @@ def open_fleet(  # noqa: PLR0913  (keyword-only beyond the four that every calle
     wait_s: float = 10.0,
     watching: Watching = lambda *_: None,
     ours: Release = OURS,
+    upload_mbit_s: float | None = None,
+    download_mbit_s: float | None = None,
 ) -> Iterator[FleetConnection]:
     """Activate this site at the SuperLink and yield the connection; deactivate it on leaving.
 
@@ -338,6 +345,8 @@ def open_fleet(  # noqa: PLR0913  (keyword-only beyond the four that every calle
         wait_s: how long the SuperLink may hold a request for messages, in seconds.
         watching: hears of each answer, those to the signs of life included, which come from a thread of their own.
         ours: what this site speaks.
+        upload_mbit_s: 10**6 bits per second that all requests together may take; None: as many as there are.
+        download_mbit_s: the same for the answers.
 
     Raises:
         OtherReleaseError: the centre's release and this one do not work together.
@@ -354,7 +363,10 @@ def open_fleet(  # noqa: PLR0913  (keyword-only beyond the four that every calle
         Observer(watching),
         Signer(source),
     ]
-    with BoundedClient(f"https://{address}", interceptors, tls, limits, proxy) as client:
+    if upload_mbit_s is not None:
+        interceptors.append(PacedUpload(Pace(upload_mbit_s, stop.wait)))
+    download = Pace(download_mbit_s, stop.wait) if download_mbit_s is not None else None
+    with BoundedClient(f"https://{address}", interceptors, tls, limits, proxy, download) as client:
         node = _admit(client, source, known_node_id, heartbeat_s, through)
         try:
             if client.answered is not None and (other := _other_release(client.answered)) is not None:
