@@ -8,7 +8,8 @@ from tests.docs.shell import Shell
 from tests.docs.snippets import commands, output_matches
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "hospital-guide.md", *sorted((ROOT / "docs").glob("tutorial-*.md"))]
+GUIDES = [ROOT / "docs" / "central-guide.md", ROOT / "docs" / "hospital-guide.md"]
+PAGES = [ROOT / "README.md", *GUIDES, *sorted((ROOT / "docs").glob("tutorial-*.md"))]
 COMMAND_TIMEOUT_S = 600.0
 
 pytestmark = pytest.mark.docs

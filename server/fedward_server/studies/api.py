@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import hashlib
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -43,7 +44,7 @@ from fedward_server.studies.lifecycle import Wish, after_wish
 from fedward_server.studies.remote import PREFIX
 from fedward_server.studies.rights import Action
 
-__all__ = ["FILES", "HOLD_OUTS", "build_api"]
+__all__ = ["FILES", "HOLD_OUTS", "api_router", "build_api"]
 
 HOLD_OUTS: Final = "hold-outs"
 """Folder of the centre with files of central rows; a call names one of them and no other path."""
@@ -60,6 +61,7 @@ _WISHES: Final[dict[Wish, Action]] = {"pause": Action.PAUSE, "resume": Action.RE
 _LONGEST_WAIT_S: Final = 25.0
 _LOOK_S: Final = 0.25
 _MOST_ENTRIES: Final = 1000
+_CONSOLE: Final = "fedward_server.console"
 _LOCK_DOWN: Final = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
@@ -87,13 +89,16 @@ def build_api(home: Path) -> FastAPI:
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, title="Fedward")
     access = Access(home)
-    app.include_router(_Api(home, access).router())
+    app.include_router(api_router(home, access))
     _answer_errors(app)
-    if importlib.util.find_spec("fedward_server.console") is not None:
-        from fedward_server.console.pages import add_pages  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
-
-        add_pages(app, home, access)
+    if importlib.util.find_spec(_CONSOLE) is not None:
+        importlib.import_module(f"{_CONSOLE}.pages").add_pages(app, home, access)
     return app
+
+
+def api_router(home: Path, access: Access) -> APIRouter:
+    """Return the calls below ``/api/v1`` for the centre in `home`."""
+    return _Api(home, access).router()
 
 
 def _token(request: Request) -> str:

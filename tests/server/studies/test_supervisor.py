@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
 
 import httpx
 import pytest
@@ -22,60 +18,12 @@ from fedward_common.audit_words import CENTRE
 from fedward_server.studies.centre_log import centre_log
 from fedward_server.studies.supervisor import read_state, supervised
 from tests.studies_centre import StudiesCentre
+from tests.supervised import Up, until
 
 pytestmark = pytest.mark.deployed
 ROOT = Path(__file__).parents[3]
+DOUBLE = "tests.double_application"
 SITES = ("east", "north", "south", "west")
-
-
-class Up:
-    """``fedward server up`` in `home`, entered once it is ready if that is wanted, ended on leaving."""
-
-    def __init__(self, home: Path, *, ready: bool = True) -> None:
-        self._home = home
-        self._wait = ready
-        self._stack = contextlib.ExitStack()
-        self.events: list[dict[str, Any]] = []
-
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "fedward_server.studies.supervisor", "--home", str(self._home)]
-        command += ["--application", "tests.double_application", "--stop-on-eof"]
-        log = self._stack.enter_context((self._home.parent / "up.log").open("ab"))
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=os.environ, text=True
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        if self._wait:
-            until(lambda: {"event": "ready"} in self.events)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait(60)
-        self._reader.join(5)
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-        self._stack.close()
-
-    def _read(self) -> None:
-        for line in self.process.stdout or ():
-            self.events.append(json.loads(line))
-
-    @property
-    def console(self) -> str:
-        port = next(event["port"] for event in self.events if event.get("process") == "console")
-        return f"http://127.0.0.1:{port}"
-
-
-def until(met: Callable[[], object], seconds: float = 60.0) -> None:
-    """Return once `met` says so; how long that takes decides nothing, only that it does not come at all."""
-    end = time.monotonic() + seconds
-    while not met():
-        if time.monotonic() > end:
-            pytest.fail("it does not happen")
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -106,7 +54,7 @@ def starts(centre: StudiesCentre, id_: str) -> list[int]:
 
 def test_studies_go_through_the_queue_to_their_ends(centre: StudiesCentre) -> None:
     ids = {name: submit(centre, name) for name in ("quick", "faulty", "mortal")}
-    with Up(centre.home) as up:
+    with Up(centre.home, DOUBLE) as up:
         until(lambda: not any(entry.live for entry in centre.book.entries()))
         ends = {name: state(centre, id_) for name, id_ in ids.items()}
         answer = httpx.get(f"{up.console}/api/v1/health", trust_env=False)
@@ -124,7 +72,7 @@ def test_studies_go_through_the_queue_to_their_ends(centre: StudiesCentre) -> No
 
 
 def test_a_second_one_is_refused_and_the_first_goes_on(centre: StudiesCentre) -> None:
-    with Up(centre.home) as up:
+    with Up(centre.home, DOUBLE) as up:
         command = [sys.executable, "-m", "fedward_server.studies.supervisor", "--home", str(centre.home)]
         second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
@@ -141,18 +89,18 @@ def test_a_second_one_is_refused_and_the_first_goes_on(centre: StudiesCentre) ->
 
 def test_what_ran_goes_on_after_a_stop_and_after_a_kill(centre: StudiesCentre) -> None:
     id_ = submit(centre, "patient")
-    with Up(centre.home):
+    with Up(centre.home, DOUBLE):
         until(lambda: len(starts(centre, id_)) == 1 and state(centre, id_) == "running")
     assert state(centre, id_) == "queued"
     assert "next start" in (centre.book.entry(id_).reason or "")
 
-    with Up(centre.home) as up:
+    with Up(centre.home, DOUBLE) as up:
         until(lambda: len(starts(centre, id_)) == 2 and state(centre, id_) == "running")
         up.process.kill()
         up.process.wait()
     assert state(centre, id_) == "running"  # nobody was left to note it, and nobody answers
 
-    with Up(centre.home):
+    with Up(centre.home, DOUBLE):
         until(lambda: len(starts(centre, id_)) == 3 and state(centre, id_) == "running")
         centre.book.wish(id_, "stop", "olga", dt.datetime.now(dt.UTC))
         until(lambda: state(centre, id_) == "interrupted")
@@ -167,7 +115,7 @@ def _is_double(pid: int) -> bool:
 @pytest.mark.parametrize("name", ["launcher", "console"])
 def test_a_service_that_is_killed_comes_back_and_no_run_ends(centre: StudiesCentre, name: str) -> None:
     id_ = submit(centre, "patient")
-    with Up(centre.home):
+    with Up(centre.home, DOUBLE):
         until(lambda: state(centre, id_) == "running" and starts(centre, id_))
         before = read_state(centre.home)
         assert before is not None
@@ -188,7 +136,7 @@ def test_a_service_that_is_killed_comes_back_and_no_run_ends(centre: StudiesCent
 
 def test_wrong_settings_of_the_launcher_end_it_with_code_2(centre: StudiesCentre) -> None:
     (centre.home / "secret").write_bytes(b"short")
-    with Up(centre.home, ready=False) as up:
+    with Up(centre.home, DOUBLE, ready=False) as up:
         until(lambda: up.process.poll() is not None)
 
     assert up.process.returncode == 2
