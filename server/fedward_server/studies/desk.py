@@ -16,7 +16,7 @@ from fedward_server.studies.book import StudyBook, StudyEntry
 from fedward_server.studies.centre_log import centre_log, stamp
 from fedward_server.studies.rights import Action, allow
 
-__all__ = ["Call", "Desk"]
+__all__ = ["Call", "Desk", "code_of"]
 
 _WINDOW_S: Final = 60.0
 
