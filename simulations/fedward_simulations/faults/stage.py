@@ -25,7 +25,7 @@ from typing import Any, Final, cast
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedward_client.audit import AuditLog
+from fedward_common.audit import AuditLog
 from fedward_common.errors import FedwardError, RejectedReply
 from fedward_common.models import parameter_spec
 from fedward_common.study import Study
