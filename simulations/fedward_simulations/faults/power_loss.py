@@ -5,7 +5,7 @@
 In round 2 the site is struck while its child trains; its power comes back while round 3 is open. Round 2 must close
 with the quorum at its deadline, 5 s after at most; the site is asked to enrol again and takes part to the end. Under
 differential privacy it has paid for round 2 and is not charged for it again. Twice: with signs of life so rare that
-only the deadline tells, and with frequent ones: there the round closes before.
+only the deadline tells, and with one every 10 s, the shortest time that a site may promise.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def wrong_with(site: str, fault: Fault, result: RunResult) -> list[str]:
 
 
 def campaign(
-    folder: Path, seed: int, *, deadlines: tuple[float, ...] = (20.0, 60.0), rounds: int = 10
+    folder: Path, seed: int, *, deadlines: tuple[float, ...] = (20.0, 20.0), rounds: int = 10
 ) -> dict[str, Any]:
     """Return the figures: one part for each deadline in seconds, the second with signs of life every 10 s."""
     draw = random.Random(seed)  # noqa: S311  (a plan, no secret)
