@@ -30,7 +30,7 @@ def lossless(folder: Path, fault: Fault, model: str) -> Outcome:
 
 
 def test_a_power_loss_closes_the_round_at_its_deadline_and_the_site_comes_back(tmp_path: Path) -> None:
-    fault = power_loss.PowerLoss(deadline_s=10.0, rounds=8, site="south", pause_s=0.3)
+    fault = power_loss.PowerLoss(deadline_s=20.0, rounds=6, site="south", pause_s=0.3)
     outcome = rehearse(tmp_path, fault, private=True)
     assert outcome.flaws == []
     assert power_loss.wrong_with("south", fault, outcome.result) == []

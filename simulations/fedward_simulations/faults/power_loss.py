@@ -11,7 +11,6 @@ only the deadline tells, and with one every 10 s, the shortest time that a site 
 from __future__ import annotations
 
 import random
-import threading
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +33,8 @@ class PowerLoss(Fault):
 
     site: str = "south"
     pause_s: float = 0.5
+    said: int = 0
+    """Bytes in the site's log when its power came back."""
 
     def workers(self) -> dict[str, str]:
         """Return workers that take their time, at every site, so that there is a mid-round."""
@@ -46,7 +47,15 @@ class PowerLoss(Fault):
             time.sleep(self.pause_s)
             scene.power_off(self.site)
         if round_ == STRUCK + 1:
-            threading.Thread(target=scene.power_on, args=(self.site,), daemon=True).start()
+            self.said = (scene.logs / f"{self.site}.log").stat().st_size
+            scene.power_on(self.site)
+
+    def opens(self, scene: Scene, round_: int) -> None:
+        """Begin the round before the last but one once the site is connected, and the last once it has enrolled."""
+        if round_ == self.rounds - 2 > STRUCK + 1:
+            scene.await_log(self.site, '"event": "connected"', after=self.said)
+        if round_ == self.rounds:
+            scene.await_log(self.site, '"type": "query"', after=self.said)
 
     def closed(self, scene: Scene, entry: RoundResult) -> None:  # noqa: ARG002
         """Note how long after its deadline the round closed, in seconds; before it: a negative number."""
