@@ -50,17 +50,18 @@ class PowerLoss(Fault):
             self.said = (scene.logs / f"{self.site}.log").stat().st_size
             scene.power_on(self.site)
 
-    def opens(self, scene: Scene, round_: int) -> None:
-        """Begin the round before the last but one once the site is connected, and the last once it has enrolled."""
-        if round_ == self.rounds - 2 > STRUCK + 1:
-            scene.await_log(self.site, '"event": "connected"', after=self.said)
-        if round_ == self.rounds:
-            scene.await_log(self.site, '"type": "query"', after=self.said)
+    def closed(self, scene: Scene, entry: RoundResult) -> None:
+        """Note how long after its deadline the round closed, in seconds; before it: a negative number.
 
-    def closed(self, scene: Scene, entry: RoundResult) -> None:  # noqa: ARG002
-        """Note how long after its deadline the round closed, in seconds; before it: a negative number."""
+        Between rounds, wait for the site: three rounds before the end until it is connected, and before the last until
+        it has enrolled, so that a slow computer is no reason for it to miss the end.
+        """
         if entry.round == STRUCK:
             self.notes["closed_after_deadline_s"] = round(entry.seconds - self.deadline_s, 3)
+        if entry.round == self.rounds - 3 > STRUCK:
+            scene.await_log(self.site, '"event": "connected"', after=self.said)
+        if entry.round == self.rounds - 1:
+            scene.await_log(self.site, '"type": "query"', after=self.said)
 
 
 def wrong_with(site: str, fault: Fault, result: RunResult) -> list[str]:
