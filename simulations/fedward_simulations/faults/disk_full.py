@@ -178,7 +178,7 @@ def _struck(fault: Fault) -> int:
     return fault.struck if isinstance(fault, _Full) else 0
 
 
-def campaign(folder: Path, seed: int, *, rounds: int = 6) -> dict[str, Any]:
+def campaign(folder: Path, seed: int, *, rounds: int = 4) -> dict[str, Any]:
     """Return the figures of a full centre and of a full site.
 
     Raises:

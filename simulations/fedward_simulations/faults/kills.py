@@ -13,25 +13,22 @@ kills (`fedward_simulations.faults.killer`), however slow the computer is. After
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, cast
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedward_common.errors import FedwardError, RejectedReply
-from fedward_common.models import parameter_spec
+from fedward_common.errors import FedwardError
 from fedward_common.study import Study
-from fedward_common.wire import read_update
 from fedward_server.checkpoint import read_checkpoint
 from fedward_server.coordinator import Coordinator
 from fedward_server.evaluation import TorchPredictor
@@ -39,13 +36,13 @@ from fedward_server.rounds import Roster
 from fedward_simulations.engines.deployed import Deployed
 from fedward_simulations.faults.kill_book import (
     RULES,
-    Arrival,
     Flaw,
     flaws_of_run,
     flaws_of_site,
     read_book,
 )
 from fedward_simulations.faults.killer import Kill, Killer, Supervisor, volleys_of
+from fedward_simulations.faults.stage import Ear
 from fedward_simulations.federation import settle
 from fedward_simulations.run import compose_plan
 
@@ -62,8 +59,8 @@ _HOLD_S: Final = 0.2
 _HEARTBEAT_S: Final = 60.0  # a daemon takes half a minute to start on a computer with four times its load
 
 
-class _Ear:
-    """A grid that notes every update as it arrives, before anybody judges it, and keeps a round open for the killer.
+class _Ear(Ear):
+    """A grid that notes what arrives and keeps a round open for the killer.
 
     Args:
         grid: the run's.
@@ -73,46 +70,29 @@ class _Ear:
     """
 
     def __init__(self, grid: Grid, roster: Roster, study: Study, killer: Killer) -> None:
-        self._grid, self._roster, self._killer = grid, roster, killer
-        self._size = parameter_spec(study).size
+        super().__init__(grid, roster, study, opens=killer.open)
+        self._killer = killer
         self._asked: dict[str, str] = {}
         self._held: dict[str, Message] = {}
-        self._round = -1
-        self.arrivals: list[Arrival] = []
 
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+    def push_named(self, messages: Iterable[Message], note: Callable[[list[str]], None]) -> list[str]:
         """Send messages, the first of a round once its volley watches; the first roll call is round 0."""
         sent = list(messages)
-        round_ = max((int(message.metadata.group_id) for message in sent), default=0)
-        if round_ > self._round:
-            self._round = round_
-            self._killer.open(round_)
-        identifiers = list(self._grid.push_messages(sent))
-        self._asked |= {key: self._roster[m.metadata.dst_node_id] for key, m in zip(identifiers, sent, strict=True)}
+        identifiers = super().push_named(sent, note)
+        self._asked |= {key: self.roster[m.metadata.dst_node_id] for key, m in zip(identifiers, sent, strict=True)}
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return what has arrived, but not from a site whose volley is not over."""
         wanted = list(message_ids)
         waiting = [key for key in wanted if key not in self._held]
-        for reply in self._grid.pull_messages(waiting) if waiting else ():
+        for reply in super().pull_messages(waiting) if waiting else ():
             key = reply.metadata.reply_to_message_id
             self._held[key] = reply
-            self._note(reply)
             self._killer.answered(self._asked[key], itself=not reply.has_error())
         patience = 0.0 if waiting else _HOLD_S
         free = [key for key in self._held if key in wanted and not self._killer.holds(self._asked[key], patience)]
         return [self._held.pop(key) for key in free]
-
-    def _note(self, reply: Message) -> None:
-        with suppress(RejectedReply):
-            if not reply.has_error():
-                update = read_update(reply.content, size=self._size)
-                digest = hashlib.sha256(update.values.tobytes()).hexdigest()
-                self.arrivals.append(Arrival(update.site, update.digest, update.round, update.steps, digest))
 
 
 def campaign(folder: Path, kills: int, seed: int, *, daemons: float = 0.4) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def _whole(fault: Fault, result: RunResult) -> list[str]:
     return found
 
 
-def campaign(folder: Path, seed: int, *, rounds: int = 10, cut_s: float = 15.0) -> dict[str, Any]:
+def campaign(folder: Path, seed: int, *, rounds: int = 4, cut_s: float = 15.0) -> dict[str, Any]:
     """Return the figures of a cut and of a bad road."""
     draw = random.Random(seed)  # noqa: S311  (a plan, no secret)
     site, struck = draw.choice(SITES), draw.randint(1, rounds - 1)

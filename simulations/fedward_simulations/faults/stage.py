@@ -71,7 +71,7 @@ class Ear:
         opens: Callable[[int], None] = lambda _: None,
         opened: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self._grid, self._roster, self._opens, self._opened = grid, roster, opens, opened
+        self._grid, self.roster, self._opens, self._opened = grid, roster, opens, opened
         self._size = parameter_spec(study).size
         self._round = -1
         self.arrivals: list[Arrival] = []
