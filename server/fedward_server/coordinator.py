@@ -24,6 +24,7 @@ from fedward_common.models import parameter_spec
 from fedward_common.privacy import Spend, epsilon_of, epsilon_schedule, round_spend
 from fedward_common.study import DpSgd, Study
 from fedward_common.study_file import Signature, StudyFile
+from fedward_common.wire import Enrolment
 from fedward_server.aggregation import aggregator_for
 from fedward_server.checkpoint import encode_tensors, write_atomically
 from fedward_server.evaluation import HoldOut, Predictor, final_metrics, point_metrics, roc_curve
@@ -283,6 +284,7 @@ class Coordinator:
         if released is not None:
             model = self._release(released)
         privacy = self.study.privacy
+        seated = {enrolment.site: enrolment for enrolment in loop.enrolments.values()}
         return RunResult(
             study=StudyRef(name=self.study.name, digest=self.study.digest, description=self.study.description),
             engine=self.engine,
@@ -293,7 +295,7 @@ class Coordinator:
             seconds=round(seconds, 3),
             versions=_versions(private=isinstance(privacy, DpSgd)),
             privacy=privacy.model_dump(mode="json") if privacy else None,
-            sites={site: self._site(loop, site) for site in self.study.sites},
+            sites={site: self._site(loop, site, seated.get(site)) for site in self.study.sites},
             rounds=tuple(self._closed),
             central=central,
             roc=roc,
@@ -306,8 +308,7 @@ class Coordinator:
         write_atomically(self.folder / "model.safetensors", content)
         return ModelFile(file="model.safetensors", sha256=hashlib.sha256(content).hexdigest(), parameters=spec.size)
 
-    def _site(self, loop: RoundLoop, site: str) -> SiteResult:
-        enrolment = next((e for e in loop.enrolments.values() if e.site == site), None)
+    def _site(self, loop: RoundLoop, site: str, enrolment: Enrolment | None) -> SiteResult:
         rounds = sum(site in entry.sites for entry in self._closed)
         missed = loop.missed.get(site)
         reason = loop.excluded.get(site) or missed

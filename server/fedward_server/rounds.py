@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -209,7 +210,7 @@ class RoundLoop:
             raise RejectedReply(check, f"{check}: the node enrols under another site's name")
         if enrolment.site not in self.study.sites or enrolment.digest != self.study.digest:
             raise RejectedReply(check, f"{check}: not a site of this study")
-        if any(other.site == enrolment.site for other in self.enrolments.values()):
+        if enrolment.site in map(attrgetter("site"), self.enrolments.values()):
             raise RejectedReply(check, f"{check}: a second node under one name")
         self.enrolments[node] = enrolment
 
