@@ -247,7 +247,7 @@ def _plot(points: list[Point], path: Path) -> None:
         memory.plot(sites, [point.peak_mib for point in found], style, label=label)
     titles = ("seconds per round", "processor seconds of the centre per round", "peak memory of the centre, MiB")
     for axis, title in zip((wall, processor, memory), titles, strict=True):
-        axis.set(xlabel="hospitals", xlim=(0, None), ylim=(0, None))
+        axis.set(xlabel="hospitals", xlim=(0, None), ylim=(0, 1.15 * axis.get_ylim()[1]))
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
