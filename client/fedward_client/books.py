@@ -13,8 +13,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from fedward_client.audit_chain import Position, Value
 from fedward_client.patient_sets import Numbers, groups, members
+from fedward_common.audit_chain import Position
+from fedward_common.audit_words import Value
 from fedward_common.privacy import Mechanism, Spend
 from fedward_common.privacy_groups import worst_epsilon
 

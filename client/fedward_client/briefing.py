@@ -281,8 +281,11 @@ def _protection(study: Study) -> str:
 
 def _works(study: Study) -> str:
     training = study.training
+    meant = (
+        f" (for {training.reference_patients} patients; more take more steps)" if training.reference_patients else ""
+    )
     return (
         f"{training.rounds} rounds of {training.local_steps} steps; a step draws each patient with probability "
-        f"{training.sampling_rate:g}; {len(study.sites)} sites are named, {study.aggregation.quorum} must answer; "
-        f"rule {study.aggregation.rule}"
+        f"{training.sampling_rate:g}{meant}; {len(study.sites)} sites are named, "
+        f"{study.aggregation.quorum} must answer; rule {study.aggregation.rule}"
     )

@@ -30,12 +30,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from fedward_client.audit import AuditLog, Entry
-from fedward_client.audit_chain import GENESIS, Head, Position, Value
 from fedward_client.books import CLOSED, GRANTED, RECONCILED, RELEASED, RESERVED, Account, Change, Limits, Terms
 from fedward_client.ledger import Ledger, Stamp
 from fedward_client.ledger_file import set_aside_if_damaged
 from fedward_client.patient_sets import Identities
+from fedward_common.audit import AuditLog, Entry
+from fedward_common.audit_chain import GENESIS, Head, Position
+from fedward_common.audit_words import Value
 from fedward_common.errors import InstallationError, LocalDataError, Refusal, RefusalCode, StudyError
 from fedward_common.privacy import Spend, round_spend
 from fedward_common.privacy_groups import composed

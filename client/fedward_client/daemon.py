@@ -42,7 +42,6 @@ from fedward_client.flower_adapter import (
     pack_reply,
 )
 from fedward_client.mailbox import Box, Key, Mailbox
-from fedward_client.notify import Watchdog
 from fedward_client.runner import DEFAULT_WORKER, ChildrenDieError, Runner, TaskLimits, configure_logs
 from fedward_client.syslog_forward import forwarder
 from fedward_client.vitals import Vitals, shown
@@ -51,6 +50,7 @@ from fedward_common.certificates import issued_by
 from fedward_common.enrolment import Reminder
 from fedward_common.errors import FedwardError, InstallationError, Refusal, RefusalCode, TransportError
 from fedward_common.files import replace_file
+from fedward_common.notify import Watchdog
 from fedward_common.protocol import OURS, Release
 from fedward_common.wire import read_refusal
 

@@ -27,7 +27,6 @@ from typing import Final, NamedTuple
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedward_client.audit import AuditLog
 from fedward_client.config import load_site
 from fedward_client.connection import (
     Outbound,
@@ -38,6 +37,7 @@ from fedward_client.connection import (
     write_connection,
 )
 from fedward_client.enrolment_calls import fetch_authority, post
+from fedward_common.audit import AuditLog
 from fedward_common.certificates import (
     certificate_expiry,
     create_node_key,

@@ -15,11 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from fedward_client.audit_chain import Finding, Head, entry_of, head_of, walk
 from fedward_client.books import RELEASED, RESERVED
 from fedward_client.budget import Budget
 from fedward_client.config import SiteConfig
 from fedward_common import __version__
+from fedward_common.audit_chain import Finding, Head, entry_of, head_of, walk
 from fedward_common.canonical import canonical_json, digest
 from fedward_common.errors import LocalDataError, SignatureError
 from fedward_common.signing import load_public_key, verify

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from fedward_client.audit_chain import GENESIS, Position, Value
 from fedward_client.books import (
     CLOSED,
     GRANTED,
@@ -34,6 +33,8 @@ from fedward_client.books import (
 )
 from fedward_client.ledger_file import LedgerFile
 from fedward_client.patient_sets import Identities
+from fedward_common.audit_chain import GENESIS, Position
+from fedward_common.audit_words import Value
 from fedward_common.errors import Refusal, RefusalCode
 from fedward_common.privacy_groups import composed
 

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from fedward_client.audit_chain import Position
 from fedward_client.books import CLOSED, GRANTED, RESERVED, Account, Books, Change, Terms
 from fedward_client.patient_sets import KEY_BYTES, Identities, Numbers, Tags, distinct, mark, numbered, pack, tags
+from fedward_common.audit_chain import Position
 from fedward_common.errors import InstallationError, Refusal, RefusalCode
 from fedward_common.files import sync_folder
 from fedward_common.privacy import Spend

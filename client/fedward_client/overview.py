@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from fedward_client.approvals import Approvals, Proposal
-from fedward_client.audit import AuditLog, Entry
 from fedward_client.budget import Budget
 from fedward_client.config import SiteConfig, load_site
 from fedward_client.decisions import Rule, Standing, standing
 from fedward_client.enrolment import Expiry, expiries
 from fedward_client.ledger import Ledger
+from fedward_common.audit import AuditLog, Entry
 from fedward_common.errors import FedwardError, LocalDataError
 from fedward_common.study import DpSgd
 

@@ -26,6 +26,7 @@ __all__ = [
     "Resources",
     "admit",
     "admit_cohort",
+    "admit_steps",
     "admit_use",
     "metrics_that_leave",
     "objections",
@@ -287,6 +288,16 @@ def admit_use(study: Study, cohort: str, policy: Policy) -> None:
             f"policy.cohort_studies does not give {cohort} to {study.name}",
             remedy=f"add its name or digest to policy.cohort_studies.{cohort} in site.yaml, or choose another cohort",
         )
+
+
+def admit_steps(study: Study, patients: int, policy: Policy) -> None:
+    """Return if the steps of a site with so many patients may be taken; see `Study.steps_of`.
+
+    Raises:
+        Refusal: ``policy_limit``.
+    """
+    for refusal in _at_most("training.local_steps", study.steps_of(patients), policy, "max_local_steps"):
+        raise refusal
 
 
 def admit_cohort(patients: int, policy: Policy) -> None:

@@ -8,6 +8,8 @@
       approvals.json    what was decided
       ledger.*          what each patient has spent, and the key that hides who that is
       audit.*           the log of decisions, its signed head, its key
+      local/            the parameters that stay here under FedBN, by study
+      variates/         the control variates of SCAFFOLD, by study
       cache/            encoded tables
 """
 
@@ -31,11 +33,15 @@ from fedward_client.cohorts import CohortEntry, open_cohort
 from fedward_client.config import load_site, local_time
 from fedward_client.decisions import Decision, Rule, standing
 from fedward_client.ledger import Ledger
-from fedward_client.policy import UNTRUSTED, admit, admit_cohort, admit_use, metrics_that_leave, signers_of
+from fedward_client.local_part import LocalPart
+from fedward_client.policy import UNTRUSTED, admit, admit_cohort, admit_steps, admit_use, metrics_that_leave, signers_of
+from fedward_client.variates import Variate
 from fedward_client.worker import InProcessWorker, Job, Session, Worker
 from fedward_common import __version__
 from fedward_common.errors import FedwardError, LocalDataError, Refusal, RefusalCode, refusal_of
-from fedward_common.fixed_point import encode_weighted
+from fedward_common.fixed_point import decode_mean, encode_weighted
+from fedward_common.models import parted, whole
+from fedward_common.normalised import normaliser
 from fedward_common.privacy import round_spend
 from fedward_common.study import DpSgd, Study
 from fedward_common.study_file import Signature
@@ -155,12 +161,20 @@ class Site:
         if weights is None:
             raise Refusal(RefusalCode.MESSAGE_INVALID, "a training task without a model")
         cohort, approved = self._permit(task)
-        with self._opened(study, cohort, approved) as session:
+        variate = Variate.of(self.home, self.config.site, task)
+        with self._opened(study, cohort, approved, variate.correction if variate else None) as session:
             steps = self._debit(study, cohort, session.facts.identities, task.round)
-            trained = session.train(task.round, weights)
+            local = LocalPart.of(self.home, study, task.round)
+            trained = session.train(task.round, whole(study, weights, local.values if local else None))
         measured = {} if math.isnan(trained.loss) else {"loss": trained.loss}
         weight = _weight(study, session.facts.patients)
-        values = _encoded(trained.change, weight, study.aggregation.update_bound)
+        shared, own = parted(study, trained.change)
+        change = shared * np.float32(normaliser(study, session.facts.patients))
+        values = _encoded(change, weight, study.aggregation.update_bound)
+        if local:
+            local.keep(own)
+        if variate:
+            variate.keep(decode_mean(values, weight))
         sha256 = hashlib.sha256(values.tobytes()).hexdigest()
         self._release(study, cohort, task.round, sha256, values.nbytes)
         return Update(
@@ -224,16 +238,19 @@ class Site:
             self.audit.append("proposed", at=_now(), study=study.digest, name=study.name)
 
     @contextmanager
-    def _opened(self, study: Study, cohort: str, approved: str) -> Iterator[Session]:
-        """Open the cohort, if it is what was approved and large enough."""
+    def _opened(
+        self, study: Study, cohort: str, approved: str, correction: npt.NDArray[np.float32] | None = None
+    ) -> Iterator[Session]:
+        """Open the cohort, if it is what was approved and large enough; for `correction` see `Job`."""
         if cohort not in self.config.cohorts:
             raise Refusal(RefusalCode.COHORT_MISSING)
         entry, resources = self.config.cohorts[cohort], self.config.policy.resources
-        job = Job(self.home, self.config.site, entry, study, approved, resources)
+        job = Job(self.home, self.config.site, entry, study, approved, resources, correction=correction)
         with self._worker.open(job) as session:
             if session.facts.fingerprint != approved:
                 raise Refusal(RefusalCode.AWAITING_APPROVAL, "the cohort changed since it was approved")
             admit_cohort(session.facts.patients, self.config.policy)
+            admit_steps(study, session.facts.patients, self.config.policy)
             yield session
 
 

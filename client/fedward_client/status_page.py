@@ -19,11 +19,11 @@ from typing import Final
 import jinja2
 from markupsafe import Markup
 
-from fedward_client.audit import Entry
 from fedward_client.enrolment import Expiry
 from fedward_client.health import Condition, Facts
 from fedward_client.overview import CohortBudget, Overview, StudyLine
 from fedward_common import __version__
+from fedward_common.audit import Entry
 from fedward_common.enrolment import days_left, warning_due
 
 __all__ = ["Notice", "content_policy", "epsilon", "notices", "render"]

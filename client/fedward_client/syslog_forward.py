@@ -20,9 +20,9 @@ from typing import Final
 
 import structlog
 
-from fedward_client.audit import AuditLog
-from fedward_client.audit_chain import GENESIS, Position, entry_of
 from fedward_client.syslog_message import AuditSettings, backoff_s, frame, message
+from fedward_common.audit import AuditLog
+from fedward_common.audit_chain import GENESIS, Position, entry_of
 from fedward_common.canonical import canonical_json
 from fedward_common.errors import FedwardError, InstallationError, TransportError
 from fedward_common.files import replace_file

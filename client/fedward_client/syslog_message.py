@@ -8,7 +8,7 @@ from typing import Final, Self
 
 from pydantic import model_validator
 
-from fedward_client.audit_chain import Entry
+from fedward_common.audit_chain import Entry
 from fedward_common.contract import Contract, quantity
 
 __all__ = ["DEFAULT_PORT", "AuditSettings", "backoff_s", "frame", "message"]

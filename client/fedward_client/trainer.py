@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 
 from fedward_client.cohorts import Patients
 from fedward_client.dp.deltas import snapshot, verify
 from fedward_client.dp.plan import PrivacyPlan
 from fedward_client.losses import patient_losses
 from fedward_common.models import build_model, load_weights, weights_of
+from fedward_common.optimizers import Optimizer
 from fedward_common.study import Study
 
 __all__ = ["train_round"]
@@ -25,7 +23,14 @@ Gradients = tuple[torch.Tensor, ...]
 
 
 def train_round(
-    study: Study, patients: Patients, weights: npt.NDArray[np.float32], *, site: str, round_: int, threads: int = 1
+    study: Study,
+    patients: Patients,
+    weights: npt.NDArray[np.float32],
+    *,
+    site: str,
+    round_: int,
+    threads: int = 1,
+    correction: npt.NDArray[np.float32] | None = None,
 ) -> tuple[npt.NDArray[np.float32], float]:
     """Return the change of the packed weights, shape (parameters,), and the mean loss of the steps' patients.
 
@@ -41,6 +46,7 @@ def train_round(
         site: the hospital's name, part of the seed.
         round_: 1-based, part of the seed.
         threads: of the arithmetic; with another number the last bits of the result may differ.
+        correction: c - c_i of SCAFFOLD, added to each step's gradient (under privacy to the noised one); None: nothing.
 
     Raises:
         StudyError: the study's noise is not calibrated.
@@ -52,11 +58,13 @@ def train_round(
     load_weights(model, weights)
     plan = PrivacyPlan.of(study)
     steps = plan.open(model, patient_losses, patients) if plan else _PlainSteps(study, model, patients, site, round_)
-    optimizer = _Optimizer(study, list(model.parameters()))
+    optimizer = Optimizer(study, list(model.parameters()))
+    corrections = _shaped(correction, model)
     anchor = [p.detach().clone() for p in model.parameters()]
-    for step in range(study.training.local_steps):
+    for step in range(study.steps_of(len(patients))):
         penalties = [
-            study.proximal_mu * (p.detach() - start) for p, start in zip(model.parameters(), anchor, strict=True)
+            study.proximal_mu * (p.detach() - start) + more
+            for p, start, more in zip(model.parameters(), anchor, corrections, strict=True)
         ]
         gradients = [total + penalty for total, penalty in zip(steps.gradient(), penalties, strict=True)]
         before = snapshot(model) if plan and step == 0 else None
@@ -66,12 +74,21 @@ def train_round(
     return weights_of(model) - weights, steps.mean_loss
 
 
+def _shaped(correction: npt.NDArray[np.float32] | None, model: nn.Module) -> Gradients:
+    """Return the packed correction as the model's parameters are shaped; zeros of nothing."""
+    parameters = list(model.parameters())
+    if correction is None:
+        return tuple(torch.zeros_like(p) for p in parameters)
+    pieces = torch.split_with_sizes(torch.from_numpy(correction.copy()), [p.numel() for p in parameters])
+    return tuple(piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True))
+
+
 class _PlainSteps:
     """Mean gradients without privacy, and the mean loss; all drawn from the study's seed, the site and the round."""
 
     def __init__(self, study: Study, model: nn.Module, patients: Patients, site: str, round_: int) -> None:
         self._model = model
-        self._rate = study.training.sampling_rate
+        self._rate = study.sampling_rate_of(len(patients))
         self._generator = _generator(study, site, round_)
         self._tensors = [torch.from_numpy(a) for a in (patients.features, patients.labels, patients.mask)]
         self._loss, self._seen = 0.0, 0
@@ -92,44 +109,6 @@ class _PlainSteps:
     def mean_loss(self) -> float:
         """The mean loss of the patients drawn so far; NaN if none was."""
         return self._loss / self._seen if self._seen else float("nan")
-
-
-class _Optimizer:
-    """torch's own SGD and Adam, without `torch.optim.Optimizer`: building one imports the compiler, a second."""
-
-    def __init__(self, study: Study, parameters: list[nn.Parameter]) -> None:
-        self._training = study.training
-        self._parameters: list[torch.Tensor] = list(parameters)
-        self._momenta: list[torch.Tensor | None] = [None] * len(parameters)
-        self._first = [torch.zeros_like(p) for p in parameters]
-        self._second = [torch.zeros_like(p) for p in parameters]
-        self._steps = [torch.tensor(0.0) for _ in parameters]
-
-    @property
-    def plain_rate(self) -> float | None:
-        """What a first step multiplies a gradient by and does nothing else; None where it does."""
-        plain = self._training.optimizer == "sgd" and not self._training.weight_decay
-        return self._training.learning_rate if plain else None
-
-    @torch.no_grad()
-    def step(self, gradients: list[torch.Tensor]) -> None:
-        """Change the parameters in place."""
-        rates: dict[str, Any] = {
-            "lr": self._training.learning_rate,
-            "weight_decay": self._training.weight_decay,
-            "maximize": False,
-            "foreach": False,
-            "fused": False,
-        }
-        if self._training.optimizer == "adam":
-            moments = (self._first, self._second)
-            adam(
-                self._parameters, gradients, *moments, [], self._steps,
-                amsgrad=False, beta1=0.9, beta2=0.999, eps=1e-8, **rates,
-            )  # fmt: skip
-        else:
-            momentum = self._training.momentum
-            sgd(self._parameters, gradients, self._momenta, momentum=momentum, dampening=0.0, nesterov=False, **rates)
 
 
 def _generator(study: Study, site: str, round_: int) -> np.random.Generator:

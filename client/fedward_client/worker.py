@@ -39,6 +39,7 @@ class Job:
         approved: the cohort's fingerprint when it was approved.
         resources: what the work may use; `InProcessWorker` keeps to `threads` of it and nothing else.
         fetched: digest of the source, if another process has read it into the cache (`fetch`); empty: read it.
+        correction: what each step's gradient is corrected by, float32, shape (parameters,); None: nothing.
     """
 
     home: Path
@@ -48,6 +49,7 @@ class Job:
     approved: str
     resources: Resources = field(default_factory=Resources)
     fetched: bytes = b""
+    correction: npt.NDArray[np.float32] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,5 +168,13 @@ class _InProcessSession:
         from fedward_client.trainer import train_round  # noqa: PLC0415  (torch: a roll call does without)
 
         job = self._job
-        threads = job.resources.threads
-        return Trained(*train_round(job.study, self._patients, weights, site=job.site, round_=round_, threads=threads))
+        trained = train_round(
+            job.study,
+            self._patients,
+            weights,
+            site=job.site,
+            round_=round_,
+            threads=job.resources.threads,
+            correction=job.correction,
+        )
+        return Trained(*trained)

@@ -13,7 +13,9 @@ Roots name whose fault it is; leaves name what the reader does next::
     ├── Refusal                  a site says no, with a code (`RefusalCode`)
     ├── CoordinatorError         the centre sent, or did, something wrong
     │   ├── RejectedReply        one reply fails the gatekeeper's checks
-    │   └── QuorumLostError      too few sites are left to go on
+    │   ├── QuorumLostError      too few sites are left to go on
+    │   └── UnknownStudyError    the centre's book has no such study
+    ├── AccessError              the centre does not let this caller, with a code (`AccessCode`)
     ├── EnrolmentError           the centre does not admit this site, with a code (`EnrolmentCode`)
     ├── TransportError           the wire: try again
     └── InstallationError        this computer lacks something
@@ -31,6 +33,8 @@ from enum import StrEnum
 from typing import ClassVar, Final
 
 __all__ = [
+    "AccessCode",
+    "AccessError",
     "CoordinatorError",
     "EnrolmentCode",
     "EnrolmentError",
@@ -47,6 +51,7 @@ __all__ = [
     "StudyError",
     "TransportError",
     "UnknownKeyError",
+    "UnknownStudyError",
     "UnsafeModelError",
     "WeightDeltaError",
     "refusal_of",
@@ -239,6 +244,39 @@ class QuorumLostError(CoordinatorError):
     """Fewer sites answered than the study's quorum; no model comes of this round."""
 
     code = "quorum_lost"
+
+
+class UnknownStudyError(CoordinatorError):
+    """The centre's book has no such study."""
+
+    code = "study_unknown"
+
+
+class AccessCode(StrEnum):
+    """Why the centre does not do what a caller asks."""
+
+    MISSING = "token_missing"
+    WRONG = "token_wrong"
+    EXPIRED = "token_expired"
+    REVOKED = "token_revoked"
+    RATE_LIMITED = "rate_limited"
+    FORBIDDEN = "forbidden"
+
+
+class AccessError(FedwardError):
+    """The centre does not let this caller do this; nothing was changed.
+
+    Args:
+        reason: from the closed list `AccessCode`.
+        message: see `FedwardError`; never a token.
+        remedy: see `FedwardError`.
+    """
+
+    code = "access_denied"
+
+    def __init__(self, reason: AccessCode, message: str, *, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.reason = reason
 
 
 class EnrolmentCode(StrEnum):

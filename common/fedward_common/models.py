@@ -2,6 +2,9 @@
 
 A `torch.nn.Module` built here has no buffers and no batch statistics, so its parameters are the whole model
 and one patient's gradient depends on that patient alone.
+
+What crosses borders, and is released, is the shared part: all parameters, but of a study with FedBN those of the
+normalisation, which stay at each site. A packed vector is of the shared part unless it is called whole.
 """
 
 from __future__ import annotations
@@ -16,14 +19,23 @@ import numpy as np
 import numpy.typing as npt
 
 from fedward_common.canonical import canonical_json
-from fedward_common.study import Linear, Mlp, Study
+from fedward_common.study import FedBN, Linear, Mlp, Study
 from fedward_common.tables import feature_count
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["ParameterSpec", "build_model", "initial_weights", "load_weights", "parameter_spec", "weights_of"]
+__all__ = [
+    "ParameterSpec",
+    "build_model",
+    "initial_weights",
+    "load_weights",
+    "parameter_spec",
+    "parted",
+    "weights_of",
+    "whole",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +77,8 @@ def _mlp(spec: Any, inputs: int) -> nn.Module:
     layers: list[nn.Module] = []
     width = inputs
     for hidden in spec.hidden:
-        layers += [nn.Linear(width, hidden), nn.ReLU() if spec.activation == "relu" else nn.Tanh()]
+        layers += [nn.Linear(width, hidden), *([nn.LayerNorm(hidden)] if spec.norm == "layer" else [])]
+        layers += [nn.ReLU() if spec.activation == "relu" else nn.Tanh()]
         width = hidden
     return nn.Sequential(*layers, nn.Linear(width, 1))
 
@@ -75,17 +88,56 @@ _FACTORIES: Final[dict[type, Callable[[Any, int], nn.Module]]] = {Linear: _linea
 
 def _shapes(study: Study) -> list[tuple[str, tuple[int, ...]]]:
     """Return names and shapes without torch, in the order of `Module.named_parameters`."""
-    widths = [feature_count(study.cohort), *(study.model.hidden if isinstance(study.model, Mlp) else ()), 1]
+    model = study.model
+    normed = isinstance(model, Mlp) and model.norm == "layer"
+    widths = [feature_count(study.cohort), *(model.hidden if isinstance(model, Mlp) else ()), 1]
     shapes: list[tuple[str, tuple[int, ...]]] = []
     for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-        shapes += [(f"{2 * index}.weight", (outputs, inputs)), (f"{2 * index}.bias", (outputs,))]
+        place = (2 + normed) * index
+        shapes += [(f"{place}.weight", (outputs, inputs)), (f"{place}.bias", (outputs,))]
+        if normed and index < len(widths) - 2:
+            shapes += [(f"{place + 1}.weight", (outputs,)), (f"{place + 1}.bias", (outputs,))]
     return shapes
 
 
+def _normalising(study: Study, name: str) -> bool:
+    """Return whether a parameter is one of a normalisation's."""
+    return isinstance(study.model, Mlp) and study.model.norm == "layer" and int(name.split(".", maxsplit=1)[0]) % 3 == 1
+
+
+def _stays(study: Study) -> npt.NDArray[np.bool_]:
+    """Return which entries of the whole packed vector stay at a site, shape (parameters,)."""
+    local = isinstance(study.aggregation, FedBN)
+    sizes = [(local and _normalising(study, name), int(np.prod(shape))) for name, shape in _shapes(study)]
+    return np.concatenate([np.full(size, stays) for stays, size in sizes])
+
+
 def parameter_spec(study: Study) -> ParameterSpec:
-    """Return the parameters that this study's model has; equal to those of `build_model`."""
-    names, shapes = zip(*_shapes(study), strict=True)
+    """Return the shared parameters of this study's model; but for FedBN all of those of `build_model`."""
+    local = isinstance(study.aggregation, FedBN)
+    shared = [(name, shape) for name, shape in _shapes(study) if not (local and _normalising(study, name))]
+    names, shapes = zip(*shared, strict=True)
     return ParameterSpec(names, shapes)
+
+
+def parted(study: Study, vector: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the shared and the local part of a whole packed vector; the local one is empty but for FedBN."""
+    stays = _stays(study)
+    return (vector[~stays], vector[stays]) if stays.any() else (vector, vector[:0])
+
+
+def whole(
+    study: Study, shared: npt.NDArray[np.float32], local: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """Return the whole packed vector of a shared part and a site's local one; None: as the model begins."""
+    stays = _stays(study)
+    if not stays.any():
+        return shared
+    vector = _beginning(study)
+    vector[~stays] = shared
+    if local is not None:
+        vector[stays] = local
+    return vector
 
 
 def build_model(study: Study) -> nn.Module:
@@ -94,19 +146,26 @@ def build_model(study: Study) -> nn.Module:
 
 
 def initial_weights(study: Study) -> npt.NDArray[np.float32]:
-    """Return the first global model, packed, shape (size,): a function of the study alone.
+    """Return the first global model, its shared part packed, shape (size,): a function of the study alone.
 
     A linear model starts at zero, its loss being convex. Else weights are uniform in ±1/√(inputs) (the bound of
     He et al. 2015 for a = √5) and biases zero, drawn by NumPy's PCG64 from ``study.seed``: equal on every
-    platform and independent of torch's version.
+    platform and independent of torch's version. A normalisation begins at scale one.
     """
+    return parted(study, _beginning(study))[0]
+
+
+def _beginning(study: Study) -> npt.NDArray[np.float32]:
+    """Return the first model, whole."""
     if isinstance(study.model, Linear):
-        return np.zeros(parameter_spec(study).size, dtype=np.float32)
+        return np.zeros(sum(int(np.prod(shape)) for _, shape in _shapes(study)), dtype=np.float32)
     generator = np.random.Generator(np.random.PCG64(study.seed))
     parts = []
     for name, shape in _shapes(study):
         if name.endswith("bias"):
             parts.append(np.zeros(shape).ravel())
+        elif _normalising(study, name):
+            parts.append(np.ones(shape).ravel())
         else:
             bound = 1 / np.sqrt(shape[-1])
             parts.append(generator.uniform(-bound, bound, size=shape).ravel())
@@ -114,7 +173,7 @@ def initial_weights(study: Study) -> npt.NDArray[np.float32]:
 
 
 def load_weights(model: nn.Module, vector: npt.NDArray[np.float32]) -> None:
-    """Copy the packed `vector` into the parameters of `model`, in place."""
+    """Copy the whole packed `vector` into the parameters of `model`, in place."""
     import torch  # noqa: PLC0415  (see _linear)
 
     with torch.no_grad():
@@ -127,7 +186,7 @@ def load_weights(model: nn.Module, vector: npt.NDArray[np.float32]) -> None:
 
 
 def weights_of(model: nn.Module) -> npt.NDArray[np.float32]:
-    """Return the parameters of `model`, packed: a new float32 array of shape (size,)."""
+    """Return all parameters of `model`, packed: a new float32 array of shape (size,)."""
     import torch  # noqa: PLC0415  (see _linear)
 
     parameters: list[torch.Tensor] = [p.detach().reshape(-1) for p in model.parameters()]

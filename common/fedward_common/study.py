@@ -19,9 +19,12 @@ __all__ = [
     "CentredClipping",
     "DpSgd",
     "Evaluation",
+    "FLTrust",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",
+    "FedBN",
+    "FedNova",
     "FedProx",
     "FedYogi",
     "FlowerRule",
@@ -33,6 +36,7 @@ __all__ = [
     "NoPrivacy",
     "Privacy",
     "RobustRule",
+    "Scaffold",
     "Study",
     "Training",
     "TrimmedMean",
@@ -56,6 +60,10 @@ class Mlp(Contract):
         "width of each hidden layer", "units", min_length=1, max_length=8
     )
     activation: Literal["relu", "tanh"] = quantity("between the layers", default="relu")
+    norm: Literal["none", "layer"] = quantity(
+        "layer: each hidden layer is normalised over its units, patient by patient, before the activation",
+        default="none",
+    )
 
 
 Model = Annotated[Linear | Mlp, Field(discriminator="name")]
@@ -85,6 +93,20 @@ class Training(Contract):
         ge=1,
         le=64,
     )
+
+    reference_patients: int | None = quantity(
+        "the cohort that local_steps and sampling_rate are meant for: a site with twice the patients takes twice the"
+        " steps and draws half the share in each, at most all of them; null: every site takes local_steps",
+        "patients",
+        default=None,
+        ge=1,
+        le=1 << 20,
+    )
+
+    @property
+    def plain_sgd(self) -> bool:
+        """Whether a step is the learning rate times the gradient and nothing else."""
+        return self.optimizer == "sgd" and not self.momentum and not self.weight_decay
 
 
 class NoPrivacy(Contract):
@@ -157,6 +179,21 @@ class FedProx(_Aggregation):
     mu: float = quantity("weight of the penalty", gt=0, le=1000)
 
 
+class FedBN(_Aggregation):
+    """FedAvg of all but the normalisation's parameters, which each site keeps for itself (after Li et al. 2021)."""
+
+    rule: Literal["fedbn"] = "fedbn"
+    server_learning_rate: float = quantity("factor on the mean update", default=1.0, gt=0, le=100)
+
+
+class FedNova(_Aggregation):
+    """Mean of the sites' updates per local step, where sites take different numbers of them (Wang et al. 2020)."""
+
+    rule: Literal["fednova"] = "fednova"
+    weighting: Literal["patients"] = quantity("the centre counts a site's steps by its patients", default="patients")
+    server_learning_rate: float = quantity("factor on the mean update", default=1.0, gt=0, le=100)
+
+
 class _TwoMoments(_Aggregation):
     server_learning_rate: float = quantity("step size at the server", default=0.01, gt=0, le=100)
     beta_1: float = quantity("decay of the first moment", default=0.9, ge=0, lt=1)
@@ -183,6 +220,14 @@ class FedAdagrad(_Aggregation):
     server_learning_rate: float = quantity("step size at the server", default=0.01, gt=0, le=100)
     beta_1: float = quantity("decay of the first moment; 0: none is kept", default=0.0, ge=0, lt=1)
     tau: float = quantity("adaptivity, added to the root of the sum of squares", default=1e-3, gt=0, le=1)
+
+
+class Scaffold(_Aggregation):
+    """FedAvg whose local steps are corrected by control variates (Karimireddy et al. 2020, option II)."""
+
+    rule: Literal["scaffold"] = "scaffold"
+    weighting: Literal["uniform"] = quantity("each site counts as one, as in the paper", default="uniform")
+    server_learning_rate: float = quantity("factor on the mean update", default=1.0, gt=0, le=100)
 
 
 class _SingleUpdates(_Aggregation):
@@ -263,6 +308,20 @@ class CentredClipping(_SingleUpdates):
     )
 
 
+class FLTrust(_SingleUpdates):
+    """Updates weighed by how they agree with the centre's own update on a part of its rows (Cao et al. 2021)."""
+
+    rule: Literal["fltrust"] = "fltrust"
+    bucket_size: Literal[1] = quantity("each update is judged on its own", default=1)
+    root_share: float = quantity(
+        "part of the central patients that the centre trains on; results are measured on the others alone",
+        "of the central patients",
+        default=0.2,
+        gt=0,
+        le=0.9,
+    )
+
+
 class FlowerRule(_Aggregation):
     """Any strategy of Flower behind our gatekeeper; it sees single updates, so it forgoes secure aggregation."""
 
@@ -277,9 +336,12 @@ class FlowerRule(_Aggregation):
 
 RobustRule = Median | TrimmedMean | MultiKrum | CentredClipping
 Aggregation = Annotated[
-    FedAvg | FedProx | FedAdam | FedYogi | FedAdagrad | RobustRule | FlowerRule, Field(discriminator="rule")
+    FedAvg | FedProx | FedBN | FedNova | FedAdam | FedYogi | FedAdagrad | Scaffold | RobustRule | FLTrust | FlowerRule,
+    Field(discriminator="rule"),
 ]
-SINGLE_UPDATE_RULES: Final = frozenset({"median", "trimmed_mean", "multi_krum", "centred_clipping", "flower"})
+SINGLE_UPDATE_RULES: Final = frozenset({
+    "median", "trimmed_mean", "multi_krum", "centred_clipping", "fltrust", "flower",
+})  # fmt: skip
 """Rules that compare single updates: each hospital must consent, and secure aggregation is out of the question."""
 
 
@@ -333,6 +395,42 @@ class Study(Contract):
             msg = "a text has no UTF-8 form"
             raise ValueError(msg) from None
         return self
+
+    @model_validator(mode="after")
+    def _training_fits_the_rule(self) -> Self:
+        training, rule = self.training, self.aggregation
+        unequal = training.reference_patients is not None
+        msg = ""
+        if isinstance(rule, Scaffold) and not training.plain_sgd:
+            msg = "aggregation.rule=scaffold needs training.optimizer=sgd, without momentum and weight_decay"
+        elif isinstance(rule, Scaffold) and unequal:
+            msg = "training.reference_patients does not go with aggregation.rule=scaffold: c needs one number of steps"
+        elif isinstance(rule, FedNova) and not unequal:
+            msg = "aggregation.rule=fednova is fedavg where all sites take the same steps: set reference_patients"
+        elif isinstance(rule, FedNova) and (training.optimizer != "sgd" or training.weight_decay):
+            msg = "aggregation.rule=fednova needs training.optimizer=sgd without weight_decay"
+        elif unequal and isinstance(self.privacy, DpSgd):
+            msg = "training.reference_patients does not go with dp_sgd: its noise is for the same steps at all sites"
+        elif isinstance(rule, FedBN) and getattr(self.model, "norm", "none") == "none":
+            msg = "aggregation.rule=fedbn needs a model with a normalisation: model.norm=layer"
+        if msg:
+            raise ValueError(msg)
+        return self
+
+    def steps_of(self, patients: int) -> int:
+        """Return the local steps in a round of a site with so many patients, of whom at most max_weight count."""
+        training, counted = self.training, min(patients, self.aggregation.max_weight)
+        if training.reference_patients is None:
+            return training.local_steps
+        reference = training.reference_patients
+        return max(1, (2 * training.local_steps * counted + reference) // (2 * reference))
+
+    def sampling_rate_of(self, patients: int) -> float:
+        """Return the probability with which a step of a site with so many patients draws one of them."""
+        training = self.training
+        if training.reference_patients is None:
+            return training.sampling_rate
+        return min(1.0, training.sampling_rate * training.reference_patients / patients)
 
     @property
     def total_steps(self) -> int:

@@ -15,11 +15,14 @@ from fedward_common.study import Study
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-__all__ = ["MAX_SIGNATURES", "Signature", "StudyFile", "read_study_file"]
+__all__ = ["MAX_BYTES", "MAX_SIGNATURES", "Signature", "StudyFile", "parse_study_file", "read_study_file"]
 
 MAX_BYTES: Final = 4 << 20
+"""No study file is larger."""
 MAX_SIGNATURES: Final = 8
 """A study carries no more: each is verified wherever the study is read."""
+
+_REMEDY: Final = "fedward study compose writes one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +110,38 @@ def read_study_file(path: Path) -> StudyFile:
         if path.stat().st_size > MAX_BYTES:
             msg = f"{path} is larger than {MAX_BYTES} bytes"
             raise StudyError(msg)
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+    except OSError as error:
+        msg = f"{path} is no study file"
+        raise StudyError(msg, remedy=_REMEDY) from error
+    return parse_study_file(content, str(path))
+
+
+def parse_study_file(raw: bytes, where: str) -> StudyFile:
+    """Return the study in the bytes of a study file.
+
+    Args:
+        raw: at most `MAX_BYTES`.
+        where: how errors call it.
+
+    Raises:
+        StudyError: as `read_study_file`.
+    """
+    try:
+        if len(raw) > MAX_BYTES:
+            msg = f"{where} is larger than {MAX_BYTES} bytes"
+            raise StudyError(msg)
+        content = json.loads(raw.decode("utf-8"))
         study, stated = content["study"], content["digest"]
         signatures = tuple(Signature(str(s["key"]), str(s["signature"])) for s in content["signatures"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        msg = f"{path} is no study file"
-        raise StudyError(msg, remedy="fedward study compose writes one") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        msg = f"{where} is no study file"
+        raise StudyError(msg, remedy=_REMEDY) from error
     if not isinstance(study, dict) or len(signatures) > MAX_SIGNATURES:
-        msg = f"{path} holds no study" if not isinstance(study, dict) else f"{path} has too many signatures"
+        msg = f"{where} holds no study" if not isinstance(study, dict) else f"{where} has too many signatures"
         raise StudyError(msg)
-    parsed = Study.of(study, where=str(path))
+    parsed = Study.of(study, where=where)
     if parsed.digest != stated:
-        msg = f"{path} was changed: its study has digest {parsed.digest[:12]}…, the file says {str(stated)[:12]}…"
+        msg = f"{where} was changed: its study has digest {parsed.digest[:12]}…, the file says {str(stated)[:12]}…"
         raise SignatureError(msg, remedy="take the file from its author again")
     return StudyFile(parsed, signatures)

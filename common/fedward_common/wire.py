@@ -4,7 +4,8 @@
 direction    content    holds
 ===========  =========  ==========================================================================
 to a site    roll call  the study, whole, and its signatures
-to a site    task       the study and its signatures, the round, the global model (float32, packed)
+to a site    task       the study and its signatures, the round, the global model (float32, packed); of SCAFFOLD the
+                        control variate behind it, and each site's last round that counted
 from a site  enrolment  site, study digest, number of patients, version
 from a site  update     site, study digest, round, weight, noised steps so far, update (int64, packed)
 from a site  refusal    site, a code from `RefusalCode`, allow-listed fields
@@ -22,14 +23,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import ConfigRecord, RecordDict
 
+from fedward_common.control import controlled
 from fedward_common.errors import Refusal, RefusalCode, RejectedReply, StudyError
 from fedward_common.packing import VECTOR_KEYS, pack, part_names, unpack
 from fedward_common.protocol import OURS, outdated
@@ -63,6 +65,7 @@ _MODEL, _UPDATE = np.dtype("<f4"), np.dtype("<i8")
 _METRICS: Final = frozenset({"loss"})
 _ROLL_CALL_KEYS: Final = frozenset({"protocol", "study", "round", "signatures"})
 _TASK_KEYS: Final = _ROLL_CALL_KEYS | VECTOR_KEYS
+_COUNTED: Final = "counted"
 _ENROLMENT_KEYS: Final = frozenset({"protocol", "site", "digest", "patients", "version"})
 _UPDATE_KEYS: Final = frozenset({"protocol", "site", "digest", "round", "weight", "steps"}) | VECTOR_KEYS | _METRICS
 
@@ -71,7 +74,14 @@ _UPDATE_KEYS: Final = frozenset({"protocol", "site", "digest", "round", "weight"
 class Task:
     """What a site is asked: round 0 is the roll call and carries no model. No signature has been verified yet.
 
-    `protocol` is the one that it was asked in.
+    Attributes:
+        study: the contract.
+        round: 1-based; 0 for the roll call.
+        weights: the packed global model.
+        signatures: as they came.
+        control: the centre's control variate, of the model's shape; None but for SCAFFOLD.
+        protocol: that it was asked in.
+        counted: by site, the last round whose update of it counts at the centre, 0 for none; empty but for SCAFFOLD.
     """
 
     study: Study
@@ -79,6 +89,8 @@ class Task:
     weights: npt.NDArray[np.float32] | None
     signatures: tuple[Signature, ...] = ()
     protocol: int = PROTOCOL
+    control: npt.NDArray[np.float32] | None = None
+    counted: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +130,31 @@ def write_roll_call(study: Study, signatures: Sequence[Signature] = ()) -> Recor
 
 
 def write_task(
-    study: Study, round_: int, weights: npt.NDArray[np.float32], signatures: Sequence[Signature] = ()
+    study: Study,
+    round_: int,
+    weights: npt.NDArray[np.float32],
+    signatures: Sequence[Signature] = (),
+    *,
+    control: npt.NDArray[np.float32] | None = None,
+    counted: Mapping[str, int] | None = None,
 ) -> RecordDict:
-    """Return the order to train round `round_` (1-based) from the packed global model."""
-    vector, parts = pack(weights, _MODEL)
-    return RecordDict({_HEADER: _asking(study, signatures, round_, **vector), **parts})
+    """Return the order to train round `round_` (1-based) from the packed global model.
+
+    Args:
+        study: the contract.
+        round_: 1-based.
+        weights: the packed global model.
+        signatures: over the study.
+        control: of SCAFFOLD, see `Task`; None: zero. Not sent for other rules.
+        counted: of SCAFFOLD, see `Task`; a site that is not in it has none. Not sent for other rules.
+    """
+    if not controlled(study):
+        vector, parts = pack(weights, _MODEL)
+        return RecordDict({_HEADER: _asking(study, signatures, round_, **vector), **parts})
+    vector, parts = pack(np.concatenate([weights, np.zeros_like(weights) if control is None else control]), _MODEL)
+    header = _asking(study, signatures, round_, **vector)
+    header[_COUNTED] = [(counted or {}).get(site, 0) for site in study.sites]
+    return RecordDict({_HEADER: header, **parts})
 
 
 def _asking(study: Study, signatures: Sequence[Signature], round_: int, **more: str | int | bytes) -> ConfigRecord:
@@ -156,15 +188,29 @@ def read_task(content: RecordDict) -> Task:
         return Task(study, 0, None, signatures, protocol)
     from fedward_common.models import parameter_spec  # noqa: PLC0415  (models import study; keeps wire's own imports light)
 
-    size = parameter_spec(study).size
-    _refuse_more(content, _TASK_KEYS, part_names(size * _MODEL.itemsize))
+    size, two = parameter_spec(study).size, controlled(study)
+    length = size * (1 + two)
+    _refuse_more(content, _TASK_KEYS | ({_COUNTED} if two else set()), part_names(length * _MODEL.itemsize))
     try:
-        weights = unpack(content, header, dtype=_MODEL, length=size)
+        vector = unpack(content, header, dtype=_MODEL, length=length)
     except ValueError as error:
         raise Refusal(RefusalCode.MODEL_MISMATCH, str(error)) from error
-    if not np.isfinite(weights).all():
+    if not np.isfinite(vector).all():
         raise Refusal(RefusalCode.MODEL_MISMATCH, "the global model is not finite")
-    return Task(study, round_, weights, signatures, protocol)
+    if not two:
+        return Task(study, round_, vector, signatures, protocol)
+    return Task(study, round_, vector[:size], signatures, protocol, vector[size:], _counted(header, study, round_))
+
+
+def _counted(header: ConfigRecord, study: Study, round_: int) -> dict[str, int]:
+    """Return each site's last round that counted; only rounds before `round_` can have."""
+    rounds = header.get(_COUNTED)
+    if not isinstance(rounds, list) or len(rounds) != len(study.sites):
+        raise Refusal(RefusalCode.MESSAGE_INVALID, "counted is no list of one round for each site")
+    found = {site: r for site, r in zip(study.sites, rounds, strict=True) if type(r) is int and 0 <= r < round_}
+    if len(found) < len(study.sites):
+        raise Refusal(RefusalCode.MESSAGE_INVALID, "counted holds what is no earlier round")
+    return found
 
 
 def _task_header(content: RecordDict) -> tuple[ConfigRecord, int]:

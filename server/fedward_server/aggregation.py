@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fedward_common.errors import StudyError
 from fedward_common.fixed_point import decode_mean
 from fedward_common.study import (
     Aggregation,
@@ -18,17 +19,25 @@ from fedward_common.study import (
     FedAdagrad,
     FedAdam,
     FedAvg,
+    FedBN,
+    FedNova,
     FedProx,
     FedYogi,
     FlowerRule,
+    FLTrust,
     Median,
     MultiKrum,
+    Scaffold,
     Study,
     TrimmedMean,
 )
 from fedward_common.wire import Update
+from fedward_server.noted import Normalised, Noted
 from fedward_server.robust import Robust
+from fedward_server.root import RootTrainer
 from fedward_server.server_steps import Adaptive, Scaled, State, Step
+from fedward_server.trust import Trust
+from fedward_server.variates import Variates
 
 __all__ = ["Aggregator", "Mean", "aggregator_for"]
 
@@ -86,7 +95,11 @@ class Mean:
 
 
 def aggregator_for(
-    study: Study, state: Mapping[str, npt.NDArray[np.float64]] | None = None, *, after: int = 0
+    study: Study,
+    state: Mapping[str, npt.NDArray[np.float64]] | None = None,
+    *,
+    after: int = 0,
+    root: RootTrainer | None = None,
 ) -> Aggregator:
     """Return the rule that the study names.
 
@@ -94,6 +107,7 @@ def aggregator_for(
         study: the contract.
         state: what `Aggregator.state` returned after a round, to go on from there; None: from the beginning.
         after: that round, 1-based; 0: none.
+        root: trains on the centre's root rows; FLTrust asks it, no other rule does.
 
     Raises:
         StudyError: the rule and the study do not fit.
@@ -103,10 +117,18 @@ def aggregator_for(
     match rule:
         case FedAdam() | FedYogi() | FedAdagrad():
             return Mean(Adaptive(rule, state))
-        case FedAvg() | FedProx():
+        case FedAvg() | FedProx() | FedBN():
             return Mean(Scaled(rule.server_learning_rate))
+        case Scaffold() | FedNova():
+            step = Variates(study, rule, state) if isinstance(rule, Scaffold) else Normalised(study, rule)
+            return Noted(Mean(step), step)
         case Median() | TrimmedMean() | MultiKrum() | CentredClipping():
             return Robust(study, rule, state)
+        case FLTrust():
+            if root is None:
+                msg = "aggregation.rule=fltrust trains on central rows, and none were given"
+                raise StudyError(msg, remedy="run it with a central hold-out, or choose another rule")
+            return Trust(rule, root)
         case FlowerRule():
             from fedward_server.flower_strategy import FlowerStrategy  # noqa: PLC0415  (a second of imports that few studies need)
 

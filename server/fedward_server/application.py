@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedward_common.errors import CoordinatorError, FedwardError, InstallationError, TransportError
 from fedward_common.logs import log_json_lines
+from fedward_common.study import FLTrust
 from fedward_common.study_file import StudyFile, read_study_file
 from fedward_server.admission import counts
 from fedward_server.aggregation import aggregator_for
@@ -37,6 +38,7 @@ from fedward_server.evaluation import TorchPredictor
 from fedward_server.gathering import gather
 from fedward_server.hold_out import read_hold_out
 from fedward_server.resume import begun
+from fedward_server.root import TorchRootTrainer, root_rows
 from fedward_server.rounds import RoundLoop
 from fedward_server.run_status import RunStatus, read_wish, write_status
 from fedward_server.superlink import SuperLinkConfig, stop_when_input_closes
@@ -169,13 +171,23 @@ def _coordinator(folder: Path, file: StudyFile, board: Board, reins: _Reins) -> 
     settings = _settings(folder / "run.json")
     hold_out = read_hold_out(settings.hold_out, file.study) if settings.hold_out else None
     predictor = TorchPredictor(file.study, hold_out.rows.features) if hold_out else None
+    rooted = hold_out if isinstance(file.study.aggregation, FLTrust) else None
+    root = TorchRootTrainer(file.study, root_rows(file.study, rooted)) if rooted else None
 
     def listen(entry: RoundResult) -> None:
         board.closed(entry)
         reins.between_rounds()
 
     return Coordinator(
-        file.study, hold_out, predictor, folder, "deployed", listen, signatures=file.signatures, told=board.told
+        file.study,
+        hold_out,
+        predictor,
+        folder,
+        "deployed",
+        listen,
+        signatures=file.signatures,
+        told=board.told,
+        root=root,
     )
 
 
@@ -201,8 +213,10 @@ def _coordinated(
         grid, study = _ReinedGrid(session.grid, reins), coordinator.study
         roster = _roster(config, study.sites)
 
+        aggregator = aggregator_for(study, root=coordinator.root)
+
         def call() -> RoundLoop:
-            loop = RoundLoop(study, grid, roster, aggregator_for(study), signatures=coordinator.signatures)
+            loop = RoundLoop(study, grid, roster, aggregator, signatures=coordinator.signatures)
             loop.excluded = _unfit(config, study.sites)
             return loop
 

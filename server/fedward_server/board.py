@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fedward_common.study import Study
-from fedward_server.journal import Accepted, Asking, Enrolled, Missed, Record
+from fedward_server.journal import Accepted, Asking, Enrolled, Joined, Missed, Record
 from fedward_server.result import RoundResult, RunResult
 from fedward_server.run_status import RunState, RunStatus, SiteStatus
 
@@ -57,6 +57,8 @@ class Board:
                 if record.round != self.round:
                     self.round, self.opened_at = record.round, self.now()
                 self._put(dict.fromkeys(record.sites, SiteStatus(state="waiting")))
+            case Joined():
+                self._put({record.seat.site: SiteStatus(state="waiting")})
             case Accepted():
                 self._put({record.site: SiteStatus(state="accepted")})
             case Missed():
@@ -71,9 +73,9 @@ class Board:
         """Tell that a round is committed."""
         self.round = entry.round
         self._put({site: SiteStatus(state="accepted") for site in entry.sites})
-        kept = {site: self.sites[site].state for site in entry.missing if site in self.sites}
+        lasting = {site: said.state for site, said in self.sites.items() if said.state in {"excluded", "absent"}}
         self._put({
-            site: SiteStatus(state="excluded" if kept.get(site) == "excluded" else "missed", reason=reason)
+            site: SiteStatus(state=lasting.get(site, "missed"), reason=reason)
             for site, reason in entry.missing.items()
         })  # fmt: skip
         self._show()
@@ -88,7 +90,10 @@ class Board:
 
     def _enrolled(self, record: Enrolled) -> None:
         self._put({seat.site: SiteStatus(state="waiting") for seat in record.seats})
-        self._put({site: SiteStatus(state="excluded", reason=why) for site, why in record.excluded.items()})
+        self._put({
+            site: SiteStatus(state="absent" if site in record.away else "excluded", reason=why)
+            for site, why in record.excluded.items()
+        })  # fmt: skip
 
     def _put(self, states: dict[str, SiteStatus]) -> None:
         self.sites |= {site: state for site, state in states.items() if site in self.sites}

@@ -10,6 +10,9 @@
       roster.key, .pub      what signs the roster
       secret                what the coordinator and the launcher share
       state.db              Flower's own state
+      studies.sqlite        the book of studies, and runs/ with a folder for each (`fedward_server.studies`)
+      access.json           who may do what at the console, as hashes of tokens
+      audit.jsonl           the log of decisions, with audit.head and audit.key (`fedward_common.audit`)
 """
 
 from __future__ import annotations
@@ -30,11 +33,13 @@ from fedward_server.roster import Roster
 from fedward_server.superlink import SuperLinkConfig, load_config, open_roster
 from fedward_server.warden import CERTIFICATE_DAYS
 
-__all__ = ["AUTHORITY_DAYS", "INVITE_DAYS", "create_centre", "invitation", "load_centre", "roster_of"]
+__all__ = ["AUTHORITY_DAYS", "CONSOLE_PORT", "INVITE_DAYS", "create_centre", "invitation", "load_centre", "roster_of"]
 
 AUTHORITY_DAYS: Final = 3650
 """Days that a centre's authority is valid. A hospital pins it, so it outlives every other key here."""
 INVITE_DAYS: Final = 7
+CONSOLE_PORT: Final = 8470
+"""Loopback port of the interface for the central team, unless the centre says otherwise."""
 
 _SECRET_BYTES: Final = 48
 _PRIVATE_PORT: Final = 9094
@@ -50,6 +55,7 @@ def create_centre(  # noqa: PLR0913  (what an administrator must say, by name)
     bind: str = "0.0.0.0",  # noqa: S104  (hospitals reach this listener; it speaks TLS and answers the Fleet API alone)
     private_port: int = _PRIVATE_PORT,
     study_keys: Sequence[str] = (),
+    console_port: int = CONSOLE_PORT,
 ) -> Path:
     """Make the folder of a new centre and return its ``superlink.json``.
 
@@ -62,6 +68,7 @@ def create_centre(  # noqa: PLR0913  (what an administrator must say, by name)
         bind: address that the public listener listens on.
         private_port: loopback port of the coordinator's listener.
         study_keys: public keys (``ed25519:…``) that will sign studies; told to hospitals that enrol.
+        console_port: loopback port of the interface for the central team.
 
     Raises:
         InstallationError: there is a centre already.
@@ -94,6 +101,7 @@ def create_centre(  # noqa: PLR0913  (what an administrator must say, by name)
         "ca_key": "ca.key",
         "study_keys": keys,
         "advertised": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "console": f"127.0.0.1:{console_port}",
     }
     replace_file(path, (json.dumps(settings, indent=2) + "\n").encode())
     return path

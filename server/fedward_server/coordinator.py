@@ -30,8 +30,9 @@ from fedward_server.checkpoint import encode_tensors, write_atomically
 from fedward_server.evaluation import HoldOut, Predictor, final_metrics, point_metrics, roc_curve
 from fedward_server.journal import Progress, Record, RoundLog, Seat, Values
 from fedward_server.privacy_statement import dump_statement, statement_of
-from fedward_server.result import Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef
+from fedward_server.result import Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef, with_late
 from fedward_server.resume import Logbook, Standing, beginning, finished, held, standing
+from fedward_server.root import RootTrainer, judged_part
 from fedward_server.rounds import ClosedRound, Roster, RoundLoop
 
 __all__ = ["Coordinator", "Listener", "TailMean", "dump", "write_result"]
@@ -91,11 +92,16 @@ class Coordinator:
         listener: told of every round as soon as it is committed.
         told: told of every step as soon as it is on the disk.
         clock: monotonic seconds, for the rounds' deadlines.
+        wall: Unix seconds, for the deadline of a round that another process opened.
         signatures: over the study, as its file has them; every site is sent them.
         resumable: keep a journal, so that another process goes on where this one is killed. False where the sites end
             with this process.
         unfit: sites that are not asked to take part at all, each with the reason: those of releases that do not work
             with this one (`fedward_server.roster.Roster.outside`).
+        root: trains on the root rows of FLTrust (`root_rows`). Their patients are taken out of `hold_out` here.
+
+    Raises:
+        StudyError: the hold-out is too small for the study's `root_share`.
     """
 
     study: Study
@@ -106,14 +112,20 @@ class Coordinator:
     listener: Listener = lambda _: None
     result: RunResult | None = None
     clock: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
     signatures: tuple[Signature, ...] = ()
     resumable: bool = True
     unfit: Mapping[str, str] = field(default_factory=dict)
     told: Callable[[Record], None] = lambda _: None
+    root: RootTrainer | None = None
     _released: Weights | None = None
     _closed: list[RoundResult] = field(default_factory=list)
     _steps: dict[str, int] = field(default_factory=dict)
     _reported: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.hold_out is not None and self.predictor is not None:
+            self.hold_out, self.predictor = judged_part(self.study, self.hold_out, self.predictor)
 
     def server_app(self, roster: Roster | None, *, poll_seconds: float = 0.05) -> ServerApp:
         """Return this run as an ordinary Flower ServerApp; `result` is set when it returns."""
@@ -161,9 +173,10 @@ class Coordinator:
             self.study,
             grid,
             roster,
-            aggregator_for(self.study, start.aggregator_state, after=len(start.progress.closed)),
+            aggregator_for(self.study, start.aggregator_state, after=len(start.progress.closed), root=self.root),
             poll_seconds=poll_seconds,
             clock=self.clock,
+            wall=self.wall,
             signatures=self.signatures,
             log=_Told(book, self.told),
         )
@@ -197,6 +210,7 @@ class Coordinator:
                 round=closed.round,
                 sites=closed.accepted,
                 missing=closed.missing,
+                statuses=closed.statuses,
                 seconds=round(closed.seconds, 4),
                 epsilon=next(epsilons) if epsilons else None,
                 loss=closed.loss,
@@ -215,6 +229,8 @@ class Coordinator:
         """Take over what an earlier process knew, the roll call aside; return the mean of the last models."""
         known = start.progress
         loop.excluded, loop.missed, loop.asked = dict(known.excluded), dict(known.missed), dict(known.asked)
+        loop.away = set(known.away)
+        loop.counted = {site: entry.round for entry in known.closed for site in entry.sites}
         self._steps, self._reported = dict(known.steps), dict(known.reported)
         self._closed, self._released = list(known.closed), start.released
         tail = TailMean.of(self.study)
@@ -256,16 +272,22 @@ class Coordinator:
             started=started,
             seats=tuple(Seat.of(node, enrolment) for node, enrolment in loop.enrolments.items()),
             excluded=loop.excluded,
+            away=tuple(sorted(loop.away)),
             missed=loop.missed,
             asked=loop.asked,
             steps=steps,
             reported=reported,
-            closed=(*self._closed, entry),
+            closed=(*self._marked(loop), entry),
             tail_count=tail.count,
         )
         book.commit(arrays, progress)
         self._steps, self._reported = steps, reported
         self._closed.append(entry)
+
+    def _marked(self, loop: RoundLoop) -> list[RoundResult]:
+        """Mark what came late in the closed rounds, and return them."""
+        self._closed = list(with_late(self._closed, ((late.of, late.site, late.reason) for late in loop.late)))
+        return self._closed
 
     def _result(
         self, loop: RoundLoop, status: Status, reason: str | None, started: datetime, seconds: float
@@ -296,7 +318,7 @@ class Coordinator:
             versions=_versions(private=isinstance(privacy, DpSgd)),
             privacy=privacy.model_dump(mode="json") if privacy else None,
             sites={site: self._site(loop, site, seated.get(site)) for site in self.study.sites},
-            rounds=tuple(self._closed),
+            rounds=tuple(self._marked(loop)),
             central=central,
             roc=roc,
             model=model,
@@ -341,8 +363,10 @@ class Coordinator:
         spend = round_spend(self.study)
         if spend is None or not isinstance(self.study.privacy, DpSgd):
             return None, None, None
-        unanswered = loop.asked.get(site, 0) - self._reported.get(site, 0)
-        steps = self._steps.get(site, 0) + max(0, unanswered) * spend.steps
+        reported = self._reported.get(site, 0)
+        unanswered = sum(entry.round > reported and site in entry.missing for entry in self._closed)
+        unanswered += loop.asked.get(site, 0) > len(self._closed)
+        steps = self._steps.get(site, 0) + unanswered * spend.steps
         delta = self.study.privacy.delta
         spends = [Spend(spend.noise_multiplier, spend.sampling_rate, steps)] if steps else []
         return steps, epsilon_of(spends, delta), delta

@@ -36,7 +36,7 @@ class HoldOut:
 
 
 class TorchPredictor:
-    """A `Predictor` in this process."""
+    """A `Predictor` in this process. Under FedBN the normalisation is as the model began: the centre has none."""
 
     def __init__(self, study: Study, features: npt.NDArray[np.float32]) -> None:
         import torch  # noqa: PLC0415  (a simulation's coordinator leaves torch to its workers)
@@ -44,6 +44,7 @@ class TorchPredictor:
         from fedward_common.models import build_model  # noqa: PLC0415  (see above)
 
         torch.set_num_threads(1)
+        self._study = study
         self._model = build_model(study).eval()
         self._features = torch.from_numpy(features)
 
@@ -51,9 +52,9 @@ class TorchPredictor:
         """Return the probabilities, shape (rows,)."""
         import torch  # noqa: PLC0415  (see __init__)
 
-        from fedward_common.models import load_weights  # noqa: PLC0415  (see __init__)
+        from fedward_common.models import load_weights, whole  # noqa: PLC0415  (see __init__)
 
-        load_weights(self._model, weights)
+        load_weights(self._model, whole(self._study, weights))
         with torch.no_grad():
             logits: torch.Tensor = self._model(self._features)
         return torch.sigmoid(logits.squeeze(-1).double()).numpy()

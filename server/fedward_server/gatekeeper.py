@@ -32,6 +32,10 @@ class Gatekeeper:
         self._round = 0
         self._seen: set[int] = set()
 
+    def admit(self, node: int, enrolment: Enrolment) -> None:
+        """Listen to a node from now on, or by what it said last."""
+        self._enrolments[node] = enrolment
+
     def open_round(self, round_: int) -> None:
         """Forget the last round's replies and accept those of `round_` (1-based)."""
         self._round = round_

@@ -8,10 +8,13 @@ record     is on disk before
 =========  =======================================================================================
 begun      anything else: study and the round that the checkpoint beside it holds
 enrolled   the first task is sent: who said yes at the roll call, and who is out and why
-asking     a task leaves: its sites may have spent from now on
+joined     a site that was away takes part: what it said to a later roll call
+asking     a task leaves: its sites may have spent from now on; until when the round lasts
 asked      a task leaves where the grid can name messages ahead, right after it where it cannot
 accepted   an update is added; its values stand beside it
+retried    the one more task of this round leaves, to a site that fell out
 missed     another reply is looked at: this one was none, and is not waited for again
+late       another reply is looked at: this one answers a round that had closed
 =========  =======================================================================================
 """
 
@@ -19,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, NoReturn, Protocol
+from typing import Annotated, Final, Literal, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,19 +38,24 @@ __all__ = [
     "Asking",
     "Begun",
     "Enrolled",
+    "Joined",
+    "Late",
     "Missed",
     "OpenRound",
     "Progress",
     "Record",
     "Recovered",
+    "Retried",
     "RoundLog",
     "Seat",
     "Story",
     "parse_record",
     "story_of",
+    "time_left",
 ]
 
 Values = npt.NDArray[np.int64]
+_LEAST_S: Final = 30.0
 
 
 class _Part(BaseModel):
@@ -88,14 +96,25 @@ class Enrolled(_Part):
     kind: Literal["enrolled"] = "enrolled"
     seats: tuple[Seat, ...]
     excluded: dict[str, str]
+    away: tuple[str, ...] = ()
+
+
+class Joined(_Part):
+    """A site that was away answers a later roll call; `excluded` is why it was out until then, if it never was in."""
+
+    kind: Literal["joined"] = "joined"
+    round: int
+    seat: Seat
+    excluded: str = ""
 
 
 class Asking(_Part):
-    """These sites are about to be asked, possibly again."""
+    """These sites are about to be asked, possibly again; the round lasts until `until` (Unix seconds, 0: not known)."""
 
     kind: Literal["asking"] = "asking"
     round: int
     sites: tuple[str, ...]
+    until: float = 0.0
 
 
 class Asked(_Part):
@@ -129,6 +148,15 @@ class Accepted(_Part):
         return Update(self.site, study, self.round, self.weight, self.steps, values, dict(self.metrics))
 
 
+class Retried(_Part):
+    """A site fell out and is asked once more in this round."""
+
+    kind: Literal["retried"] = "retried"
+    round: int
+    site: str
+    reason: str
+
+
 class Missed(_Part):
     """A reply that was no update; `for_good`: the site is not asked in later rounds either."""
 
@@ -139,7 +167,18 @@ class Missed(_Part):
     for_good: bool
 
 
-Record = Annotated[Begun | Enrolled | Asking | Asked | Accepted | Missed, Field(discriminator="kind")]
+class Late(_Part):
+    """In round `round` came a reply to round `of`, which had closed; it was not used."""
+
+    kind: Literal["late"] = "late"
+    round: int
+    of: int = Field(ge=1)
+    site: str
+    reason: str
+
+
+_InRound = Joined | Asking | Asked | Accepted | Retried | Missed | Late
+Record = Annotated[Begun | Enrolled | _InRound, Field(discriminator="kind")]
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
@@ -149,6 +188,7 @@ class Progress(_Part):
     started: str
     seats: tuple[Seat, ...] = ()
     excluded: dict[str, str] = {}
+    away: tuple[str, ...] = ()
     missed: dict[str, str] = {}
     asked: dict[str, int] = {}
     steps: dict[str, int] = {}
@@ -156,17 +196,40 @@ class Progress(_Part):
     closed: tuple[RoundResult, ...] = ()
     tail_count: int = 0
 
+    def joined_by(self, records: Iterable[Joined]) -> Progress:
+        """Return how the run stands once these sites, which were away, are back."""
+        seats = {seat.site: seat for seat in self.seats}
+        out, away, missed = dict(self.excluded), set(self.away), dict(self.missed)
+        for record in records:
+            site = record.seat.site
+            seats[site] = record.seat
+            away.discard(site)
+            out.pop(site, None)
+            if record.excluded:
+                missed.setdefault(site, record.excluded)
+        told = {"seats": tuple(seats.values()), "excluded": out, "away": tuple(sorted(away)), "missed": missed}
+        return self.model_copy(update=told)
+
 
 @dataclass(slots=True)
 class OpenRound:
-    """How far a round came: who was asked, which messages are out, who is settled and how."""
+    """How far a round came: who was asked until when, which messages are out, who is settled and how."""
 
     round: int
     lineage: str = ""
+    until: float = 0.0
     asked: set[str] = field(default_factory=set)
     waiting: dict[str, str] = field(default_factory=dict)
     accepted: dict[str, Accepted] = field(default_factory=dict)
     missed: dict[str, Missed] = field(default_factory=dict)
+    retried: dict[str, str] = field(default_factory=dict)
+    joined: dict[str, Joined] = field(default_factory=dict)
+    late: list[Late] = field(default_factory=list)
+
+    @property
+    def settled(self) -> frozenset[str]:
+        """Sites that are not asked again in this round."""
+        return frozenset(self.accepted) | frozenset(self.missed)
 
 
 @dataclass(slots=True)
@@ -224,7 +287,7 @@ def story_of(records: Iterable[Record]) -> Story:
     return story
 
 
-def _tell(story: Story, record: Asking | Asked | Accepted | Missed) -> None:
+def _tell(story: Story, record: _InRound) -> None:
     number = story.begun.after + 1
     if record.round != number:
         _contradict(f"a record of round {record.round} in the journal of round {number}")
@@ -232,25 +295,63 @@ def _tell(story: Story, record: Asking | Asked | Accepted | Missed) -> None:
         story.open = OpenRound(number)
     told = story.open
     match record:
-        case Asking():
-            if told.accepted.keys() & set(record.sites):
-                _contradict("a site whose update was accepted is asked again")
-            told.asked |= set(record.sites)
-            told.waiting = {key: site for key, site in told.waiting.items() if site not in record.sites}
-        case Asked():
-            if told.lineage != record.lineage:
-                told.lineage, told.waiting = record.lineage, {}
-            told.waiting |= {key: site for key, site in record.messages.items() if key}
-        case Accepted() | Missed():
-            if record.site not in told.asked or record.site in told.accepted or record.site in told.missed:
-                _contradict(f"{record.site} answers a second time, or was not asked")
-            told.waiting = {key: site for key, site in told.waiting.items() if site != record.site}
-            if isinstance(record, Accepted):
-                told.accepted[record.site] = record
-            else:
-                told.missed[record.site] = record
+        case Asking() | Asked():
+            _tell_question(told, record)
+        case Accepted() | Retried() | Missed():
+            _tell_answer(told, record)
+        case Joined():
+            if record.seat.site in told.asked:
+                _contradict(f"{record.seat.site} joins a round that it was asked for")
+            told.joined[record.seat.site] = record
+        case Late():
+            if record.of >= number:
+                _contradict(f"a reply to round {record.of} is late in round {number}")
+            told.late.append(record)
+
+
+def _tell_question(told: OpenRound, record: Asking | Asked) -> None:
+    if isinstance(record, Asking):
+        if told.accepted.keys() & set(record.sites):
+            _contradict("a site whose update was accepted is asked again")
+        told.asked |= set(record.sites)
+        told.until = record.until or told.until
+        told.waiting = {key: site for key, site in told.waiting.items() if site not in record.sites}
+    else:
+        if told.lineage != record.lineage:
+            told.lineage, told.waiting = record.lineage, {}
+        told.waiting |= {key: site for key, site in record.messages.items() if key}
+
+
+def _tell_answer(told: OpenRound, record: Accepted | Retried | Missed) -> None:
+    if record.site not in told.asked - told.settled:
+        _contradict(f"{record.site} answers a second time, or was not asked")
+    told.waiting = {key: site for key, site in told.waiting.items() if site != record.site}
+    match record:
+        case Accepted():
+            told.accepted[record.site] = record
+        case Missed():
+            told.missed[record.site] = record
+        case Retried():
+            if record.site in told.retried:
+                _contradict(f"{record.site} is asked once more for the second time")
+            told.retried[record.site] = record.reason
 
 
 def _contradict(what: str) -> NoReturn:
     msg = f"journal.fedward contradicts itself: {what}"
     raise CoordinatorError(msg, remedy="restore the run's folder from a copy; without it the run ends here")
+
+
+def time_left(until: float, now: float, whole: float) -> float:
+    """Return how many seconds an open round still has for a process that takes it over.
+
+    Args:
+        until: when it ends, as the process before wrote it (Unix seconds); 0 where it did not.
+        now: Unix seconds by this process's clock.
+        whole: the study's deadline in seconds.
+
+    Never more than `whole`, and never less than a tenth of it or 30 s, whichever is more: the clock may have been set
+    meanwhile, and sites that have answered, or were not asked yet, get their chance in any case.
+    """
+    least = min(whole, max(whole / 10, _LEAST_S))
+    return whole if not until else min(whole, max(least, until - now))

@@ -21,12 +21,13 @@ import jinja2
 from fedward_common.errors import RefusalCode, StudyError
 from fedward_common.study import DpSgd, Study
 from fedward_server.figures import CentreBars, Words, centres_figure, roc_figure, rounds_figure
+from fedward_server.gaps import gaps_of
 from fedward_server.privacy_statement import statement_of
 from fedward_server.result import Estimate, Figures, RunResult, SiteResult
 from fedward_server.statement_page import page_of
 from fedward_server.wording import bound, number, percent
 
-__all__ = ["REASONS", "number", "render_report"]
+__all__ = ["REASONS", "explained", "number", "outcome", "render_report"]
 
 _MOST_BARS: Final = 20
 _LONGEST_TEXT: Final = 400
@@ -77,6 +78,7 @@ REASONS: Final[Mapping[str, str]] = {
     RefusalCode.TASK_DENIED: "Training at the hospital tried something that the hospital forbids.",
     RefusalCode.INTERNAL: "Something failed at the hospital; its own log says what.",
     "no_reply_before_the_deadline": "The hospital did not answer before the deadline.",
+    "reply_after_the_deadline": "The hospital’s update came after the round had closed; it was not used.",
     "not_connected": "The hospital was not connected.",
     "transport_error": "The connection to the hospital failed.",
     "enrolment": "The hospital’s answer to the roll call was not accepted.",
@@ -96,6 +98,10 @@ _FIELDS: Final = {
     "key": "setting {}", "asked": "asked for {}", "limit": "limit {}", "round": "round {}",
     "rule_count": "rules broken: {}", "code": "error {}",
 }  # fmt: skip
+_DID: Final = {
+    "missed": "gave no update", "late": "answered late", "absent": "was away", "excluded": "was excluded",
+}  # fmt: skip
+_MOST_GAPS: Final = 200
 _STATUSES: Final = {"completed": "took part", "degraded": "missed rounds", "excluded": "excluded"}
 
 
@@ -141,6 +147,17 @@ class Drawing:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """One line of the table of gaps."""
+
+    rounds: str
+    name: str
+    did: str
+    reason: str
+    detail: str
+
+
 def render_report(result: RunResult, study: Study) -> str:
     """Return the report of a run as one HTML document that needs nothing else.
 
@@ -157,8 +174,10 @@ def render_report(result: RunResult, study: Study) -> str:
         confidence=confidence,
         started=_date(result.started_at),
         duration=_duration(result.seconds),
-        outcome=_outcome(result.reason),
+        outcome=outcome(result.reason),
         hospitals=[_hospital(name, site) for name, site in result.sites.items()],
+        absences=_absences(result),
+        gap_count=len(gaps_of(result.rounds)),
         counts=_counts(result),
         key=[_cell(result.central, name, result) for name in _METRICS],
         federated=_trained("Federated", _size(_patients(result), "none trained"), result.central, result),
@@ -276,7 +295,7 @@ def _value(estimate: Estimate | None) -> float | None:
 
 
 def _hospital(name: str, site: SiteResult) -> Hospital:
-    reason, detail = _explained(site.reason)
+    reason, detail = explained(site.reason)
     unpaid = Cell(reason="none")
     endless = Cell(reason="no finite bound")
     epsilon = unpaid if site.delta is None else endless if site.epsilon is None else Cell(bound(site.epsilon))
@@ -293,7 +312,12 @@ def _hospital(name: str, site: SiteResult) -> Hospital:
     )
 
 
-def _explained(reason: str | None) -> tuple[str, str]:
+def _absences(result: RunResult) -> list[Absence]:
+    gaps = gaps_of(result.rounds)[:_MOST_GAPS]
+    return [Absence(gap.rounds, gap.site, _DID[gap.status], *explained(gap.reason)) for gap in gaps]
+
+
+def explained(reason: str | None) -> tuple[str, str]:
     """Return a reason as a sentence, its public details appended, and as it was recorded."""
     if not reason:
         return "", ""
@@ -305,7 +329,7 @@ def _explained(reason: str | None) -> tuple[str, str]:
     return sentence, _cut(reason)
 
 
-def _outcome(reason: str | None) -> str:
+def outcome(reason: str | None) -> str:
     """Return why a run ended early, as a sentence; the hospitals' own reasons stand in their table."""
     if not reason:
         return ""

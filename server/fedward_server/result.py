@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from fedward_common.metrics import Interval
 
-__all__ = ["Baselines", "Estimate", "Figures", "ModelFile", "RoundResult", "RunResult", "SiteResult", "StudyRef"]
+__all__ = [
+    "Baselines",
+    "Estimate",
+    "Figures",
+    "ModelFile",
+    "RoundResult",
+    "RunResult",
+    "SiteResult",
+    "SiteRound",
+    "StudyRef",
+    "with_late",
+]
 
 
 def _null_if_nan(value: Any) -> Any:
@@ -64,8 +76,25 @@ class SiteResult(_Part):
     reason: str | None = None
 
 
+class SiteRound(_Part):
+    """What one site did in one round.
+
+    `status` is ``accepted`` (its update counts), ``missed`` (asked, and no update that counts came in time), ``late``
+    (its reply came after the round and was not used), ``absent`` (not asked: away, and asked in each round whether it
+    takes part again) or ``excluded`` (not asked any more: it refused for good). `reason` says why, but for
+    ``accepted``. `retried` is what a site fell out with that was asked a second time in the round.
+    """
+
+    status: Literal["accepted", "missed", "late", "excluded", "absent"]
+    reason: str | None = None
+    retried: str | None = None
+
+
 class RoundResult(_Part):
     """One round: who took part, who did not and why, the new model's metrics on the hold-out.
+
+    `statuses` holds every site that the study names; it is empty in files of versions before 0.2. `missing` holds the
+    sites among them that were asked.
 
     `loss` is the weighted mean of the training losses that the sites sent; under differential privacy each is noised,
     clipped and paid for, or withheld.
@@ -74,6 +103,7 @@ class RoundResult(_Part):
     round: int
     sites: tuple[str, ...]
     missing: dict[str, str] = {}
+    statuses: dict[str, SiteRound] = {}
     seconds: float
     epsilon: Number = None
     loss: Number = None
@@ -114,3 +144,21 @@ class RunResult(_Part):
     roc: dict[str, tuple[float, ...]] = {}
     baselines: Baselines = Field(default_factory=Baselines)
     model: ModelFile | None = None
+
+
+def with_late(rounds: Iterable[RoundResult], late: Iterable[tuple[int, str, str]]) -> tuple[RoundResult, ...]:
+    """Return the rounds, marking replies that came after theirs had closed: by round, site and reason.
+
+    What it is told a second time changes nothing.
+    """
+    told = {(round_, site): reason for round_, site, reason in late}
+    changed = []
+    for entry in rounds:
+        statuses = {
+            site: part.model_copy(update={"status": "late", "reason": told[entry.round, site]})
+            if part.status == "missed" and (entry.round, site) in told
+            else part
+            for site, part in entry.statuses.items()
+        }
+        changed.append(entry if statuses == entry.statuses else entry.model_copy(update={"statuses": statuses}))
+    return tuple(changed)

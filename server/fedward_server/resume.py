@@ -253,15 +253,15 @@ def _before(path: Path, study: Study, story: Story) -> Standing:
 def _with_open_round(before: Standing, story: Story, journal: JournalFile, entries: list[Entry]) -> Standing:
     progress = before.progress
     if story.enrolled is not None:
-        told = {"seats": story.enrolled.seats, "excluded": dict(story.enrolled.excluded)}
+        enrolled = story.enrolled
+        told = {"seats": enrolled.seats, "excluded": dict(enrolled.excluded), "away": enrolled.away}
         progress = progress.model_copy(update=told)
     if story.open is None:
         return Standing(progress, before.weights, before.arrays, resumed=True)
     asked = progress.asked | dict.fromkeys(story.open.asked, story.open.round)
     recovered = Recovered(story.open, _updates(story.begun.study, journal, entries))
-    return Standing(
-        progress.model_copy(update={"asked": asked}), before.weights, before.arrays, recovered, resumed=True
-    )
+    progress = progress.model_copy(update={"asked": asked}).joined_by(story.open.joined.values())
+    return Standing(progress, before.weights, before.arrays, recovered, resumed=True)
 
 
 def _updates(study: str, journal: JournalFile, entries: list[Entry]) -> Iterator[Update]:

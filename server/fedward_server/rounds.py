@@ -10,69 +10,54 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Protocol, runtime_checkable
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedward_common.errors import QuorumLostError, RefusalCode, RejectedReply
+from fedward_common.errors import QuorumLostError, RejectedReply
 from fedward_common.study import Study
 from fedward_common.study_file import Signature
-from fedward_common.wire import (
-    Enrolment,
-    Update,
-    read_enrolment,
-    read_refusal,
-    refusing_site,
-    write_roll_call,
-    write_task,
-)
+from fedward_common.wire import Enrolment, Update, write_roll_call, write_task
 from fedward_server.aggregation import Aggregator
 from fedward_server.gatekeeper import Gatekeeper
 from fedward_server.journal import (
     Accepted,
-    Asked,
-    Asking,
     Enrolled,
+    Joined,
+    Late,
     Missed,
     OpenRound,
     Record,
     Recovered,
+    Retried,
     RoundLog,
     Seat,
     Values,
+    time_left,
 )
+from fedward_server.post import NamingGrid, Post, Question
+from fedward_server.replies import (
+    LATE,
+    NO_REPLY,
+    ask_again,
+    is_unavailable,
+    reason_of,
+    refused_for_good,
+    unreachable,
+)
+from fedward_server.result import SiteRound
+from fedward_server.roll import NOT_CONNECTED, RollCall, Roster, may_come, read_answer
+from fedward_server.variates import sent_control
 
 __all__ = ["ClosedRound", "NamingGrid", "Roster", "RoundLoop"]
 
 Weights = npt.NDArray[np.float32]
-Roster = Mapping[int, str]
-"""Site names by node."""
 
-_NO_REPLY = "no_reply_before_the_deadline"
-_TRANSPORT = "transport_error"
-_UNAVAILABLE = 3  # Flower's ErrorCode.MESSAGE_UNAVAILABLE: never arrived there, or answered and forgotten
-_TRANSIENT = {
-    RefusalCode.TASK_CRASHED, RefusalCode.TASK_TIMED_OUT, RefusalCode.TASK_OUT_OF_MEMORY, RefusalCode.INTERNAL,
-    RefusalCode.OUTSIDE_HOURS, RefusalCode.ROUND_REPLAYED, _TRANSPORT,
-}  # fmt: skip
-"""What costs a site one round and no more. A site killed behind its debit answers ``round_replayed``: it has paid, and
-has no update to show; the next round is another."""
-
-
-@runtime_checkable
-class NamingGrid(Protocol):
-    """A grid that outlives this process and tells what its messages are called before they leave."""
-
-    @property
-    def lineage(self) -> str:
-        """Where another process finds the messages again."""
-
-    def push_named(self, messages: Iterable[Message], note: Callable[[list[str]], None]) -> list[str]:
-        """Push messages; `note` is told the next identifiers, in order, before they leave."""
+_PAUSE_S: Final = 5.0
+_CALL_S: Final = 60.0
 
 
 class _Unlogged:
@@ -84,7 +69,8 @@ class _Unlogged:
 class ClosedRound:
     """What one round came to: `missing` holds a reason for every asked site that is not in `accepted`.
 
-    `loss` is the mean of the losses that sites sent, weighted as their updates are; None where none did.
+    `loss` is the mean of the losses that sites sent, weighted as their updates are; None where none did. `statuses`
+    says of every site of the study what it did, asked or not.
     """
 
     round: int
@@ -94,16 +80,25 @@ class ClosedRound:
     steps: dict[str, int]
     seconds: float
     loss: float | None = None
+    statuses: dict[str, SiteRound] = field(default_factory=dict)
 
 
 @dataclass
 class _Tally:
-    """What has come of a round so far."""
+    """A round that is open: its task, its end by our clock and by the wall's, and what has come of it so far."""
 
+    number: int
+    task: RecordDict
+    began: float
+    ends: float
+    ends_at: float
     missing: dict[str, str]
     accepted: list[str] = field(default_factory=list)
     steps: dict[str, int] = field(default_factory=dict)
     losses: list[tuple[float, int]] = field(default_factory=list)
+    retried: dict[str, str] = field(default_factory=dict)
+    again: dict[int, float] = field(default_factory=dict)
+    """Nodes that are asked once more, and when."""
 
     def take(self, update: Update) -> None:
         """Note an accepted update."""
@@ -125,8 +120,15 @@ class RoundLoop:
         aggregator: what makes the next model.
         poll_seconds: shortest time from one look for replies to the next; a grid that waits itself takes its own.
         clock: monotonic seconds.
+        wall: Unix seconds; only a resumed round looks at them.
         signatures: what every message carries beside the study.
         log: told of every step before it is taken.
+        enrolments: by node, who said yes; of a site that came back, what it said last.
+        excluded: why sites are out; those of them in `away` until they come.
+        away: sites that are asked at the start of each round whether they take part again.
+        missed: the last reason for which a site missed a round.
+        asked: the last round that a site was asked for.
+        late: replies that came after their round.
     """
 
     study: Study
@@ -135,42 +137,46 @@ class RoundLoop:
     aggregator: Aggregator
     poll_seconds: float = 0.05
     clock: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
     signatures: tuple[Signature, ...] = ()
     log: RoundLog = field(default_factory=_Unlogged)
     enrolments: dict[int, Enrolment] = field(default_factory=dict)
     excluded: dict[str, str] = field(default_factory=dict)
     missed: dict[str, str] = field(default_factory=dict)
     asked: dict[str, int] = field(default_factory=dict)
+    away: set[str] = field(default_factory=set)
+    late: list[Late] = field(default_factory=list)
+    counted: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._post = Post(self.grid, self.log, self.clock)
+        self._called: dict[int, float] = {}
 
     def enrol(self) -> None:
-        """Call the roll; afterwards `enrolments` holds who said yes and `excluded` why the others did not.
+        """Call the roll; afterwards `enrolments` holds who said yes, `excluded` why the others did not.
 
-        A node without a place in the roster can only speak for itself: what it says in the name of a site that
-        enrolled from another node counts as said by ``node N``. Who is in `excluded` already is not asked.
+        Who is in `excluded` already is not asked.
 
         Raises:
             QuorumLostError: fewer sites said yes than the study's quorum.
         """
         nodes = list(self.roster) if self.roster is not None else [int(n) for n in self.grid.get_node_ids()]
         nodes = [node for node in nodes if self.roster is None or self.roster[node] not in self.excluded]
-        rejected: list[tuple[int, str, str]] = []
-        for node, reply in self._ask(nodes, write_roll_call(self.study, self.signatures), "query", "0"):
-            try:
-                self._take_enrolment(node, reply)
-            except RejectedReply as error:
-                rejected.append((node, self._name(node, reply), str(error)))
-        silent = set(nodes) - set(self.enrolments) - {node for node, _, _ in rejected}
-        if self.roster is not None:
-            for node in silent:
-                self.excluded.setdefault(self.roster[node], _NO_REPLY)
-        enrolled = {e.site for e in self.enrolments.values()}
-        for node, name, why in rejected:
-            self.excluded[f"node {node}" if name in enrolled else name] = why
-        for site in set(self.study.sites) - enrolled:
-            self.excluded.setdefault(site, "not_connected")
+        roll = RollCall(self.study, self.roster, nodes)
+        seconds = self.study.aggregation.deadline_seconds
+        ends = self.clock() + seconds
+        names = {node: self.roster[node] if self.roster is not None else f"node {node}" for node in nodes}
+        self._post.send(names, write_roll_call(self.study, self.signatures), 0, seconds)
+        for question, reply in self._post.replies(ends, self.poll_seconds, lambda: bool(self._post.out)):
+            roll.take(question.node, reply)
+        self._post.out.clear()
+        self.enrolments |= roll.enrolments
+        out, away = roll.outcome()
+        self.away |= away - self.excluded.keys()
+        self.excluded = out | self.excluded
         self._require_quorum(len(self.enrolments), "enrolled")
         seats = tuple(Seat.of(node, enrolment) for node, enrolment in self.enrolments.items())
-        self.log.write(Enrolled(seats=seats, excluded=self.excluded))
+        self.log.write(Enrolled(seats=seats, excluded=self.excluded, away=tuple(sorted(self.away))))
 
     def seat(self, seats: Iterable[Seat]) -> None:
         """Take the enrolments of an earlier process, or call the roll where their nodes cannot be told any more.
@@ -190,29 +196,7 @@ class RoundLoop:
                 self.enrol()
             for seat in seats:
                 if seat.site not in {e.site for e in self.enrolments.values()}:
-                    self.excluded.setdefault(seat.site, "not_connected")
-
-    def _name(self, node: int, reply: Message) -> str:
-        """Return the site behind a node, for a report: the roster's word, else its own if the study knows it."""
-        if self.roster is not None:
-            return self.roster[node]
-        claimed = "" if reply.has_error() else refusing_site(reply.content)
-        return claimed if claimed in self.study.sites else f"node {node}"
-
-    def _take_enrolment(self, node: int, reply: Message) -> None:
-        refusal = _reason(reply)
-        if refusal:
-            check = "refused"
-            raise RejectedReply(check, refusal)
-        enrolment = read_enrolment(reply.content)
-        check = "enrolment"
-        if self.roster is not None and self.roster[node] != enrolment.site:
-            raise RejectedReply(check, f"{check}: the node enrols under another site's name")
-        if enrolment.site not in self.study.sites or enrolment.digest != self.study.digest:
-            raise RejectedReply(check, f"{check}: not a site of this study")
-        if enrolment.site in map(attrgetter("site"), self.enrolments.values()):
-            raise RejectedReply(check, f"{check}: a second node under one name")
-        self.enrolments[node] = enrolment
+                    self.excluded.setdefault(seat.site, NOT_CONNECTED)
 
     def rounds(self, weights: Weights, *, first: int = 1, recovered: Recovered | None = None) -> Iterator[ClosedRound]:
         """Yield every round of the study from `first` on, committed; the caller may stop between two of them.
@@ -226,61 +210,199 @@ class RoundLoop:
             QuorumLostError: too few updates were accepted; the round is not committed.
         """
         gatekeeper = Gatekeeper(self.study, self.enrolments)
-        active = {node: e for node, e in self.enrolments.items() if e.site not in self.excluded}
         for number in range(first, self.study.training.rounds + 1):
             gatekeeper.open_round(number)
-            closed = self._one_round(number, weights, gatekeeper, active, recovered)
+            closed = self._one_round(number, weights, gatekeeper, recovered)
             weights, recovered = closed.weights, None
             yield closed
 
     def _one_round(
-        self,
-        number: int,
-        weights: Weights,
-        gatekeeper: Gatekeeper,
-        active: dict[int, Enrolment],
-        recovered: Recovered | None,
+        self, number: int, weights: Weights, gatekeeper: Gatekeeper, recovered: Recovered | None
     ) -> ClosedRound:
-        began = self.clock()
         self.aggregator.start(weights)
-        tally = _Tally({e.site: _NO_REPLY for e in active.values()})
+        out = self.excluded.keys() | self.away
+        active = {node: e.site for node, e in self.enrolments.items() if e.site not in out}
+        tally = self._open(number, weights, active.values(), recovered)
         self.asked |= dict.fromkeys(tally.missing, number)
         told = self._replay(recovered, tally) if recovered else OpenRound(number)
-        settled = told.accepted.keys() | told.missed.keys()
-        task = write_task(self.study, number, weights, self.signatures)
-        nodes = [node for node, e in active.items() if e.site not in settled]
-        for node, reply in self._ask(nodes, task, "train", str(number), self._found(told, active)):
-            try:
-                update = self._judge(node, reply, gatekeeper)
-            except RejectedReply as error:
-                self._miss(number, active[node].site, error, tally)
-                continue
-            finally:
-                del reply  # before the next one is fetched: a model may be large
-            self.log.write(Accepted.of(update), update.values)
-            self.aggregator.add(update)
-            tally.take(update)
-            del update
-        return self._close(number, tally, active, began)
+        found = self._found(told, active)
+        self._post.adopt(found, active, number, self.study.aggregation.deadline_seconds)
+        asked = set(found.values())
+        self._send(tally, {n: site for n, site in active.items() if n not in asked and site not in told.settled})
+        self._call_absent(anew=True)
+        for question, reply in self._post.replies(tally.ends, self.poll_seconds, lambda: self._awaits(tally)):
+            self._hear(question, reply, tally, gatekeeper)
+            del reply  # before the next one is fetched: a model may be large
+        return self._close(tally)
 
-    def _close(self, number: int, tally: _Tally, active: dict[int, Enrolment], began: float) -> ClosedRound:
+    def _open(self, number: int, weights: Weights, sites: Iterable[str], recovered: Recovered | None) -> _Tally:
+        whole, now, at = self.study.aggregation.deadline_seconds, self.clock(), self.wall()
+        left = time_left(recovered.open.until, at, whole) if recovered else whole
+        control = sent_control(self.aggregator.state())
+        task = write_task(self.study, number, weights, self.signatures, control=control, counted=self.counted)
+        return _Tally(number, task, now, now + left, at + left, dict.fromkeys(sites, NO_REPLY))
+
+    def _awaits(self, tally: _Tally) -> bool:
+        """Ask once more those whose time has come; return whether the round waits for anything.
+
+        It waits for sites that were away only as long as there is no quorum without them.
+        """
+        now = self.clock()
+        due = [node for node, at in tally.again.items() if at <= now]
+        for node in due:
+            del tally.again[node]
+        self._send(tally, {node: self.enrolments[node].site for node in due})
+        self._call_absent()
+        if tally.again or any(question.round == tally.number for question in self._post.out.values()):
+            return True
+        short = len(tally.accepted) < self.study.aggregation.quorum
+        return short and any(not question.round for question in self._post.out.values())
+
+    def _send(self, tally: _Tally, sites: Mapping[int, str]) -> None:
+        self._post.send(sites, tally.task, tally.number, tally.ends - self.clock(), ends=tally.ends_at)
+
+    def _call_absent(self, *, anew: bool = False) -> None:
+        """Ask every site that is away whether it is back: at a round's start, and a minute after the last time.
+
+        Not while such a question is out.
+        """
+        now = self.clock()
+        self._post.forget_expired()
+        nodes = {e.site: node for node, e in self.enrolments.items()}
+        if self.roster is not None:
+            nodes |= {site: node for node, site in self.roster.items()}
+        resting = {question.node for question in self._post.out.values() if not question.round}
+        if not anew:
+            resting |= {node for node, at in self._called.items() if now < at + _CALL_S}
+        absent = {nodes[site]: site for site in sorted(self.away) if site in nodes and nodes[site] not in resting}
+        if absent:
+            self._called |= dict.fromkeys(absent, now)
+            seconds = min(_CALL_S, self.study.aggregation.deadline_seconds)
+            self._post.send(absent, write_roll_call(self.study, self.signatures), 0, seconds)
+
+    def _hear(self, question: Question, reply: Message, tally: _Tally, gatekeeper: Gatekeeper) -> None:
+        if not question.round:
+            self._welcome(question, reply, tally, gatekeeper)
+        elif question.round != tally.number:
+            self._note_late(question, reply, tally.number)
+        elif question.adopted and is_unavailable(reply):
+            self._send(tally, {question.node: question.site})
+        else:
+            self._settle(question, reply, tally, gatekeeper)
+
+    def _settle(self, question: Question, reply: Message, tally: _Tally, gatekeeper: Gatekeeper) -> None:
+        try:
+            update = self._judge(question.node, reply, gatekeeper)
+        except RejectedReply as error:
+            if not self._once_more(question, error, tally):
+                self._miss(question.site, error, tally)
+            return
+        self.log.write(Accepted.of(update), update.values)
+        self.aggregator.add(update)
+        tally.take(update)
+
+    def _judge(self, node: int, reply: Message, gatekeeper: Gatekeeper) -> Update:
+        refusal = reason_of(reply)
+        if refusal:
+            check = "refused"
+            raise RejectedReply(check, refusal)
+        return gatekeeper.check(node, reply.content)
+
+    def _once_more(self, question: Question, error: RejectedReply, tally: _Tally) -> bool:
+        """Return whether a site that fell out is asked a second and last time in this round.
+
+        A site that could not be reached gets 5 s, or half of what is left, to come back.
+        """
+        site, reason, now = question.site, str(error), self.clock()
+        if site in tally.retried or not ask_again(error):
+            return False
+        due = now + (min(_PAUSE_S, (tally.ends - now) / 2) if unreachable(reason) else 0.0)
+        if due >= tally.ends:
+            return False
+        self.log.write(Retried(round=tally.number, site=site, reason=reason))
+        tally.retried[site] = tally.missing[site] = reason
+        tally.again[question.node] = due
+        return True
+
+    def _miss(self, site: str, error: RejectedReply, tally: _Tally) -> None:
+        reason, for_good = str(error), refused_for_good(error)
+        self.log.write(Missed(round=tally.number, site=site, reason=reason, for_good=for_good))
+        tally.missing[site] = reason
+        if for_good:
+            self.excluded[site] = reason
+
+    def _note_late(self, question: Question, reply: Message, number: int) -> None:
+        """Record a reply that nobody waits for any more; the grid's word that there is none is no reply."""
+        reason = reason_of(reply) or LATE
+        if not unreachable(reason):
+            late = Late(round=number, of=question.round, site=question.site, reason=reason)
+            self.log.write(late)
+            self.late.append(late)
+
+    def _welcome(self, question: Question, reply: Message, tally: _Tally, gatekeeper: Gatekeeper) -> None:
+        """Seat a site that was away, and ask it at once if half of the time is left, or no quorum without it."""
+        node, site = question.node, question.site
+        others = [enrolment for other, enrolment in self.enrolments.items() if other != node]
+        try:
+            enrolment = read_answer(self.study, self.roster, node, reply, others)
+        except RejectedReply as error:
+            if not may_come(error):
+                self.away.discard(site)
+                self.excluded[site] = str(error)
+            return
+        seat = Seat.of(node, enrolment)
+        self.log.write(Joined(round=tally.number, seat=seat, excluded=self.excluded.get(site, "")))
+        self.enrolments[node] = enrolment
+        gatekeeper.admit(node, enrolment)
+        self._take_back(site)
+        short = len(tally.accepted) + len(tally.missing) < self.study.aggregation.quorum
+        if short or tally.ends - self.clock() >= (tally.ends - tally.began) / 2:
+            self.asked[site] = tally.number
+            tally.missing[site] = NO_REPLY
+            self._send(tally, {node: site})
+
+    def _take_back(self, site: str) -> None:
+        self.away.discard(site)
+        if site in self.excluded:
+            self.missed.setdefault(site, self.excluded.pop(site))
+
+    def _close(self, tally: _Tally) -> ClosedRound:
         self.missed |= tally.missing
-        for node in [n for n, e in active.items() if e.site in self.excluded]:
-            del active[node]
-        self._require_quorum(len(tally.accepted), f"answered in round {number}", tally.missing)
+        statuses = self._statuses(tally)
+        self.away |= {site for site, reason in tally.missing.items() if unreachable(reason)}
+        self._require_quorum(len(tally.accepted), f"answered in round {tally.number}", tally.missing)
         new = self.aggregator.finish()
         if not np.isfinite(new).all():
-            msg = f"round {number} gave a model that is not finite"
+            msg = f"round {tally.number} gave a model that is not finite"
             raise QuorumLostError(msg, remedy="a smaller learning rate, locally or at the server")
+        self.counted |= dict.fromkeys(tally.accepted, tally.number)
         return ClosedRound(
-            round=number,
+            round=tally.number,
             weights=new,
             accepted=tuple(sorted(tally.accepted)),
             missing=tally.missing,
             steps=tally.steps,
-            seconds=self.clock() - began,
+            seconds=self.clock() - tally.began,
             loss=_mean(tally.losses),
+            statuses=statuses,
         )
+
+    def _statuses(self, tally: _Tally) -> dict[str, SiteRound]:
+        """Return what every planned site did in a round, asked or not."""
+        found: dict[str, SiteRound] = {}
+        for site in self.study.sites:
+            retried = tally.retried.get(site)
+            why = tally.missing.get(site)
+            if site in tally.accepted:
+                found[site] = SiteRound(status="accepted", retried=retried)
+            elif site in self.excluded and site not in self.away:
+                found[site] = SiteRound(status="excluded", reason=self.excluded[site], retried=retried)
+            elif why is not None:
+                found[site] = SiteRound(status="missed", reason=why, retried=retried)
+            else:
+                why = self.excluded.get(site) or self.missed.get(site) or NOT_CONNECTED
+                found[site] = SiteRound(status="absent", reason=why)
+        return found
 
     def _replay(self, recovered: Recovered, tally: _Tally) -> OpenRound:
         """Count what an earlier process had accepted, and what it had not, without asking anybody."""
@@ -291,96 +413,18 @@ class RoundLoop:
             tally.missing[site] = missed.reason
             if missed.for_good:
                 self.excluded[site] = missed.reason
+        tally.retried |= recovered.open.retried
+        for site in recovered.open.asked - recovered.open.settled:  # left the roster in between
+            tally.missing.setdefault(site, self.excluded.get(site, NOT_CONNECTED))
+        self.late += recovered.open.late
         return recovered.open
 
-    def _found(self, told: OpenRound, active: Mapping[int, Enrolment]) -> dict[str, int]:
+    def _found(self, told: OpenRound, active: Mapping[int, str]) -> dict[str, int]:
         """Return the messages of an earlier process that this grid still knows, with their nodes."""
-        if not told.lineage or told.lineage != self._lineage():
+        if not told.lineage or told.lineage != self._post.lineage:
             return {}
-        nodes = {e.site: node for node, e in active.items()}
+        nodes = {site: node for node, site in active.items()}
         return {key: nodes[site] for key, site in told.waiting.items() if site in nodes}
-
-    def _lineage(self) -> str:
-        return self.grid.lineage if isinstance(self.grid, NamingGrid) else ""
-
-    def _miss(self, number: int, site: str, error: RejectedReply, tally: _Tally) -> None:
-        reason = str(error)
-        for_good = error.check == "refused" and _code(reason) not in _TRANSIENT
-        self.log.write(Missed(round=number, site=site, reason=reason, for_good=for_good))
-        tally.missing[site] = reason
-        if for_good:
-            self.excluded[site] = reason
-
-    def _judge(self, node: int, reply: Message, gatekeeper: Gatekeeper) -> Update:
-        refusal = _reason(reply)
-        if refusal:
-            check = "refused"
-            raise RejectedReply(check, refusal)
-        return gatekeeper.check(node, reply.content)
-
-    def _ask(
-        self, nodes: list[int], content: RecordDict, kind: str, group: str, found: Mapping[str, int] | None = None
-    ) -> Iterator[tuple[int, Message]]:
-        """Send one content to every node and yield its reply, as each arrives, until the deadline.
-
-        A reply to a message that another node was asked is nobody's: it neither counts nor costs that node its own.
-
-        Args:
-            nodes: whom to ask.
-            content: what.
-            kind: Flower's type of the message.
-            group: the round.
-            found: messages of an earlier process; their nodes are not asked again, but where the grid says that it
-                has no such message.
-        """
-        deadline = self.clock() + self.study.aggregation.deadline_seconds
-        found = dict(found or {})
-        asked = set(found.values())
-        waiting = found | self._push([node for node in nodes if node not in asked], content, kind, group)
-        while waiting and self.clock() < deadline:
-            looked = time.monotonic()
-            replies = list(self.grid.pull_messages(list(waiting)))
-            idle = not replies
-            while replies:
-                reply = replies.pop(0)
-                key = reply.metadata.reply_to_message_id
-                node = waiting.get(key)
-                if node is not None and (reply.has_error() or reply.metadata.src_node_id == node):
-                    del waiting[key]
-                    if key in found and reply.has_error() and reply.error.code == _UNAVAILABLE:
-                        waiting |= self._push([node], content, kind, group)
-                    else:
-                        yield node, reply
-                del reply
-            if idle and waiting:
-                time.sleep(max(0.0, self.poll_seconds - (time.monotonic() - looked)))
-
-    def _push(self, nodes: list[int], content: RecordDict, kind: str, group: str) -> dict[str, int]:
-        """Send one content to every node; return the messages that the grid took, with their nodes.
-
-        Of a task, it is logged whom it goes to before it leaves, and what the messages are called: before as well where
-        the grid can tell, else behind.
-        """
-        if not nodes:
-            return {}
-        ttl, train = self.study.aggregation.deadline_seconds, kind == "train"
-        messages = [Message(content, node, kind, ttl=ttl, group_id=group) for node in nodes]
-        sites = [self.enrolments[node].site for node in nodes] if train else []
-        rest = iter(sites)
-
-        def note(identifiers: list[str]) -> None:
-            if train:
-                named = dict(zip(identifiers, rest, strict=False))
-                self.log.write(Asked(round=int(group), lineage=self._lineage(), messages=named))
-
-        if train:
-            self.log.write(Asking(round=int(group), sites=tuple(sites)))
-        if isinstance(self.grid, NamingGrid):
-            identifiers = self.grid.push_named(messages, note)
-        else:
-            identifiers = list(self.grid.push_messages(messages))
-            note(identifiers)
-        return {key: node for key, node in zip(identifiers, nodes, strict=True) if key}
 
     def _require_quorum(self, count: int, what: str, missing: Mapping[str, str] | None = None) -> None:
         quorum = self.study.aggregation.quorum
@@ -394,15 +438,3 @@ def _mean(weighted: list[tuple[float, int]]) -> float | None:
     """Return the weighted mean, the same whatever the order of arrival; None of nothing."""
     weight = sum(count for _, count in weighted)
     return math.fsum(value * count for value, count in weighted) / weight if weight else None
-
-
-def _reason(reply: Message) -> str | None:
-    """Return why a reply is none: a refusal's code and fields, or the transport's error as a code."""
-    if not reply.has_error():
-        return read_refusal(reply.content)
-    reason = str(reply.error.reason or "")
-    return reason[:256] if _code(reason) in set(RefusalCode) else f"{_TRANSPORT} code={reply.error.code}"
-
-
-def _code(reason: str) -> str:
-    return reason.split(" ", 1)[0]

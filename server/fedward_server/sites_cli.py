@@ -1,4 +1,4 @@
-"""The centre's commands around its hospitals: ``fedward server init|up|sites …``."""
+"""The centre's commands around its hospitals: ``fedward server init|sites …``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fedward_common.errors import CoordinatorError
 from fedward_common.signing import key_fingerprint
 from fedward_common.study import SITE_NAME
 from fedward_server.admission import counts
-from fedward_server.centre import INVITE_DAYS, create_centre, invitation, load_centre, roster_of
+from fedward_server.centre import CONSOLE_PORT, INVITE_DAYS, create_centre, invitation, load_centre, roster_of
 from fedward_server.roster import Entry
+from fedward_server.studies.centre_log import note
 
-__all__ = ["init", "sites", "up"]
+__all__ = ["DEFAULT_CENTRE", "CentreHome", "init", "sites"]
 
 init = typer.Typer(add_completion=False)
-up = typer.Typer(add_completion=False)
 sites = typer.Typer(add_completion=False, no_args_is_help=True, help="The hospitals of this centre.")
 
 CentreHome = Annotated[Path, typer.Option("--home", envvar="FEDWARD_CENTRE", help="The centre's folder")]
@@ -34,32 +34,32 @@ def _now() -> dt.datetime:
 
 
 @init.command()
-def init_command(
+def init_command(  # noqa: PLR0917  (each is an option of the command line)
     host: Annotated[str, typer.Argument(help="Name or address under which hospitals reach this centre")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the public listener")] = 8443,
     also: Annotated[list[str] | None, typer.Option(help="Another name or address for the certificate")] = None,
     bind: Annotated[str, typer.Option(help="Address to listen on")] = "0.0.0.0",  # noqa: S104  (hospitals reach it)
     private_port: Annotated[int, typer.Option(min=1, max=65535, help="The coordinator's port on loopback")] = 9094,
     study_key: Annotated[list[Path] | None, typer.Option(help="Public key file (.pub) that signs studies")] = None,
+    console_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the console on loopback")] = CONSOLE_PORT,
     home: CentreHome = DEFAULT_CENTRE,
 ) -> None:
     """Make a centre: an authority, a certificate, a roster and the launcher's settings; nothing is overwritten."""
     keys = [path.read_text(encoding="ascii").strip() for path in study_key or ()]
     path = create_centre(
-        home, host, port, _now(), other_hosts=also or (), bind=bind, private_port=private_port, study_keys=keys
+        home,
+        host,
+        port,
+        _now(),
+        other_hosts=also or (),
+        bind=bind,
+        private_port=private_port,
+        study_keys=keys,
+        console_port=console_port,
     )
     typer.echo(f"{path}: start it with  fedward server up --home {home}")
     typer.echo(f"{home / 'ca.key'}: whoever has it can be any server; keep a copy off this machine")
     typer.echo(f"CA fingerprint: {fingerprint((home / 'ca.pem').read_bytes())}")
-
-
-@up.command()
-def up_command(home: CentreHome = DEFAULT_CENTRE) -> None:
-    """Run the centre's launcher until it is told to stop."""
-    from fedward_server.superlink import main  # noqa: PLC0415  (Flower, which no other command needs)
-
-    load_centre(home)
-    raise typer.Exit(main(["--config", str(home / "superlink.json")]))
 
 
 @sites.command("invite")
@@ -73,6 +73,7 @@ def invite_command(
         msg = f"{site!r} is no name for a site"
         raise CoordinatorError(msg, remedy="letters, digits, full stop, dash and underscore; at most 63")
     config = load_centre(home)
+    note(home, "site invited", site=site, days=days)
     invite = invitation(config, site, _now(), days=days)
     typer.echo(invite.text())
     if any(counts(entry.row, _now()) for entry in roster_of(config).entries(site)):
@@ -119,7 +120,9 @@ def show_command(site: SiteName, home: CentreHome = DEFAULT_CENTRE) -> None:
 @sites.command("revoke")
 def revoke_command(site: SiteName, home: CentreHome = DEFAULT_CENTRE) -> None:
     """Shut a hospital out: its keys and invites count no more from this moment on."""
-    keys = roster_of(load_centre(home)).revoke(site, _now())
+    roster = roster_of(load_centre(home))
+    note(home, "site revoked", name=site)
+    keys = roster.revoke(site, _now())
     typer.echo(f"{site} is revoked ({keys} keys); a running launcher takes it out within seconds")
 
 

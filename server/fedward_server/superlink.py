@@ -92,6 +92,9 @@ class SuperLinkConfig:
         key_days: days that a site's key is valid.
         enrolments_per_minute: requests to enrol or renew that one address may send in any 60 s.
         advertised: host:port under which sites reach the public listener; part of an invite.
+        console: loopback host:port of the interface for the central team; port 0 takes a free one.
+        runs_at_once: how many studies ask hospitals at the same time.
+        share_sites: whether two of them may ask the same hospital, which answers one message at a time.
     """
 
     database: Path
@@ -110,6 +113,9 @@ class SuperLinkConfig:
     key_days: int = KEY_DAYS
     enrolments_per_minute: int = 20
     advertised: str = ""
+    console: str = "127.0.0.1:8470"
+    runs_at_once: int = 2
+    share_sites: bool = False
 
     def __post_init__(self) -> None:
         if self.roster is not None and (self.roster_key is None or self.ca is None):
@@ -118,6 +124,9 @@ class SuperLinkConfig:
         if not ipaddress.ip_address(self.private_host).is_loopback:
             msg = f"private_host {self.private_host} is no loopback address"
             raise InstallationError(msg, remedy="Control and Runtime stay on this machine: use 127.0.0.1 or ::1")
+        if type(self.runs_at_once) is not int or self.runs_at_once < 1:
+            msg = f"runs_at_once {self.runs_at_once!r} lets no study run"
+            raise InstallationError(msg, remedy="1 or more")
 
 
 def load_config(path: Path) -> SuperLinkConfig:

@@ -18,7 +18,7 @@ from fedward_client.site import Site
 from fedward_common.errors import FedwardError
 from fedward_common.fixed_point import encode_weighted
 from fedward_common.models import initial_weights
-from fedward_common.study import FedAvg, Study
+from fedward_common.study import FedAvg, FedBN, FedNova, Study
 from fedward_common.wire import Update
 from fedward_server.aggregation import aggregator_for
 from fedward_server.coordinator import TailMean
@@ -57,7 +57,7 @@ def _trained_scores(
     from fedward_server.evaluation import TorchPredictor  # noqa: PLC0415  (see above)
 
     study = Study.of(contract)
-    if study.sees_single_updates:  # a rule that compares sites has nothing to compare
+    if study.sees_single_updates or isinstance(study.aggregation, FedNova | FedBN):  # nothing is of several sites
         study = study.model_copy(update={"aggregation": FedAvg(average_last=study.aggregation.average_last)})
     patients = _together([p for p in (_patients(Path(home), study) for home in homes) if p is not None])
     if patients is None:

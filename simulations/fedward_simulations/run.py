@@ -12,18 +12,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from fedward_common.errors import SchemaMismatchError
-from fedward_common.study import Study
+from fedward_common.study import FLTrust, Study
 from fedward_conf.compose import compose_study
 from fedward_server.checkpoint import write_atomically
 from fedward_server.coordinator import Coordinator, Listener, write_result
-from fedward_server.evaluation import TorchPredictor
+from fedward_server.evaluation import HoldOut, TorchPredictor
 from fedward_server.result import RunResult
+from fedward_server.root import RootTrainer, TorchRootTrainer, judged_part, root_rows
 from fedward_simulations.baselines import measure_baselines
 from fedward_simulations.federation import Federation, assemble, settle
 from fedward_simulations.plan import Plan, draft_plan
 from fedward_simulations.pool import WorkerPool
-from fedward_simulations.predictor import PoolPredictor
+from fedward_simulations.predictor import PoolPredictor, PoolRootTrainer
 
 __all__ = ["Finished", "Watcher", "compose_plan", "run"]
 
@@ -86,6 +90,7 @@ def run(
     """
     watcher = watcher or Watcher()
     plan, federation, study = compose_plan(overrides, config_dir=config_dir, site_column=site_column)
+    judged, _ = judged_part(study, federation.hold_out, _nobody)  # a hold-out too small for a root is said at once
     watcher.started(study)
     for site, error in sorted(federation.rejected.items()):
         watcher.rejected(site, error)
@@ -101,7 +106,7 @@ def run(
         result = _run_engine(plan, study, federation, homes, folder=folder, scratch=root, pool=pool, watcher=watcher)
         if plan.engine.baselines and result.status in {"completed", "degraded"}:
             watcher.phase("baselines")
-            baselines = measure_baselines(study, homes, federation.hold_out, pool())
+            baselines = measure_baselines(study, homes, judged, pool())
             result = result.model_copy(update={"baselines": baselines})
             write_result(folder, study, result)
     if not plan.engine.report:
@@ -141,7 +146,8 @@ def _run_engine(  # noqa: PLR0913  (what a run needs, by name)
     local = name == "local"
     predictor = PoolPredictor(study, features, scratch, pool()) if local else TorchPredictor(study, features)
     # These sites, their books and their SuperLink end with this process: a journal would have nobody to go on with.
-    coordinator = Coordinator(study, hold_out, predictor, folder, name, watcher.round, resumable=False)
+    root = _root_trainer(study, hold_out, scratch, pool if local else None)
+    coordinator = Coordinator(study, hold_out, predictor, folder, name, watcher.round, resumable=False, root=root)
     match name:
         case "local":
             from fedward_simulations.engines.local import LocalGrid  # noqa: PLC0415  (one engine is imported)
@@ -161,6 +167,17 @@ def _run_engine(  # noqa: PLR0913  (what a run needs, by name)
         msg = f"engine={name} ended without a result"
         raise RuntimeError(msg)
     return coordinator.result
+
+
+def _root_trainer(study: Study, hold_out: HoldOut, scratch: Path, pool: _LazyPool | None) -> RootTrainer | None:
+    if not isinstance(study.aggregation, FLTrust):
+        return None
+    rows = root_rows(study, hold_out)
+    return TorchRootTrainer(study, rows) if pool is None else PoolRootTrainer(study, rows, scratch, pool())
+
+
+def _nobody(_: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    return np.zeros(0)
 
 
 def _scratch() -> Path | None:

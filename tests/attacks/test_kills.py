@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from fedward_client.audit import AuditLog
 from fedward_client.site import Site
+from fedward_common.audit import AuditLog
 from fedward_common.models import initial_weights, parameter_spec
 from fedward_common.study import Study
 from fedward_common.wire import read_update, write_roll_call, write_task

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedward_client.audit_chain import GENESIS, Position
 from fedward_client.books import CLOSED, GRANTED, RESERVED, Account, Books, Change, Terms
 from fedward_client.patient_sets import pack
+from fedward_common.audit_chain import GENESIS, Position
 from fedward_common.privacy import Spend, epsilon_of
 
 DELTA = 1e-4

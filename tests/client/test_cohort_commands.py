@@ -12,10 +12,10 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from fedward_client.audit import AuditLog
 from fedward_client.cli import app
 from fedward_client.cohorts import ImagesEntry, SqlEntry, TableEntry
 from fedward_client.config import load_site
+from fedward_common.audit import AuditLog
 from fedward_common.errors import FedwardError, LocalDataError
 from fedward_common.study import Study
 from fedward_common.study_file import StudyFile

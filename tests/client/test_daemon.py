@@ -16,7 +16,6 @@ import yaml
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.message_pb2 import ObjectTree
 
-from fedward_client.audit import AuditLog
 from fedward_client.connection import ConnectionSettings, load_connection
 from fedward_client.daemon import (
     Daemon,
@@ -35,6 +34,7 @@ from fedward_client.flower_adapter import (
 from fedward_client.flower_adapter.codec import inflate
 from fedward_client.runner import Runner
 from fedward_client.worker import InProcessWorker
+from fedward_common.audit import AuditLog
 from fedward_common.certificates import create_authority, create_node_key
 from fedward_common.errors import InstallationError, Refusal, RefusalCode
 from fedward_common.flower_adapter import detached_message

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fedward_client.audit import AuditLog
 from fedward_client.cohorts import OptOuts
 from fedward_client.config import create_site
 from fedward_client.doctor import files
 from fedward_client.doctor.place import Place
 from fedward_client.doctor.rules import Finding, Level
 from fedward_client.site import Site
+from fedward_common.audit import AuditLog
 from fedward_common.errors import FedwardError
 from fedward_common.models import initial_weights
 from fedward_common.study import Study

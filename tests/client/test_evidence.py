@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedward_client.audit import AuditLog
 from fedward_client.budget import Budget
 from fedward_client.config import SiteConfig
 from fedward_client.evidence import FORMAT, build_pack, check_pack, compare, read_anchor, read_pack
 from fedward_client.policy import Policy
 from fedward_client.syslog_message import message
 from fedward_common import __version__
+from fedward_common.audit import AuditLog
 from fedward_common.canonical import digest
 from fedward_common.errors import LocalDataError, Refusal
 from tests.client.ledger_cases import ICU, NOW, A, B, granted, people, released, reserved

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fedward_client.audit import AuditLog
 from fedward_client.config import create_site
 from fedward_client.overview import Overseer, Overview
 from fedward_client.site import Site
+from fedward_common.audit import AuditLog
 from fedward_common.models import initial_weights
 from fedward_common.study import Study
 from fedward_common.wire import read_refusal, write_roll_call, write_task

@@ -17,13 +17,13 @@ from typing import IO, Any, cast
 import pytest
 
 from fedward_client.approvals import Approvals
-from fedward_client.audit import AuditLog
 from fedward_client.cohorts import TableEntry
 from fedward_client.daemon import SiteBorder
 from fedward_client.decisions import Decision
 from fedward_client.runner import Runner
 from fedward_client.sandbox import EVERY_LAYER, Layer, Sandbox
 from fedward_client.worker import Job
+from fedward_common.audit import AuditLog
 from fedward_common.errors import Refusal
 from fedward_common.wire import read_refusal, write_roll_call
 from tests.builders import COHORT, open_policy, site_home, small_study

@@ -10,12 +10,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fedward_client.audit import Entry
 from fedward_client.decisions import Standing
 from fedward_client.enrolment import Expiry
 from fedward_client.health import Condition, Health, conditions
 from fedward_client.overview import Account, CohortBudget, Overview, Problem, Round, StudyLine
 from fedward_client.status_page import content_policy, epsilon, notices, render
+from fedward_common.audit import Entry
 
 TODAY = dt.datetime(2026, 3, 1, 9, 30, tzinfo=dt.UTC)
 DIGEST = "5e" * 32

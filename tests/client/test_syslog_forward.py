@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from fedward_client.audit import AuditLog, Entry
-from fedward_client.audit_chain import LINE_BYTES, entry_of
 from fedward_client.cohorts import TableEntry
 from fedward_client.config import SiteConfig, create_site, load_site, register_cohort, write_site
 from fedward_client.syslog_forward import SyslogForwarder, backlog, forwarder
 from fedward_client.syslog_message import AuditSettings, backoff_s, frame, message
+from fedward_common.audit import AuditLog, Entry
+from fedward_common.audit_chain import LINE_BYTES, entry_of
 from fedward_common.certificates import create_authority, issue_server_certificate
 from fedward_common.errors import InstallationError, LocalDataError, TransportError
 

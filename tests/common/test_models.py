@@ -18,6 +18,7 @@ MODELS = [
     {"name": "mlp", "hidden": [1]},
     {"name": "mlp", "hidden": [16], "activation": "tanh"},
     {"name": "mlp", "hidden": [5, 3, 4], "activation": "relu"},
+    {"name": "mlp", "hidden": [5, 3], "activation": "tanh", "norm": "layer"},
 ]
 STUDIES = [small_study(model=model) for model in MODELS]
 
@@ -34,7 +35,7 @@ def test_spec_is_what_the_built_model_has(study: Study) -> None:
 def test_model_has_no_buffers_and_no_batch_statistics(study: Study) -> None:
     model = build_model(study)
     assert not list(model.buffers())
-    assert {type(module) for module in model.modules()} <= {nn.Sequential, nn.Linear, nn.ReLU, nn.Tanh}
+    assert {type(module) for module in model.modules()} <= {nn.Sequential, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Tanh}
     assert set(model.state_dict()) == set(parameter_spec(study).names)
 
 

@@ -44,9 +44,13 @@ def test_each_packaged_study_composes_validates_and_calibrates(study: str) -> No
     assert ready.privacy.noise_multiplier is not None
 
 
+COMPANIONS = {"fednova": ("training=passes", "privacy=none"), "passes": ("privacy=none",), "fedbn": ("model=mlp_norm",)}
+"""What an option does not go without."""
+
+
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g in GROUPS if g != "study" for n in options(g)])
 def test_each_packaged_option_instantiates(group: str, name: str) -> None:
-    composed = compose_study([f"{group}={name}"])
+    composed = compose_study([f"{group}={name}", *COMPANIONS.get(name, ())])
     found = draft_plan(composed)
     if group == "cohort":
         assert set(found.study.cohort.columns) == set(composed[group]["schema"]["columns"])

@@ -16,12 +16,12 @@ import structlog
 from flwr.app import ConfigRecord, Message, RecordDict
 from typer.testing import CliRunner
 
-from fedward_client.audit import AuditLog
 from fedward_client.cli import app as client
 from fedward_client.config import create_site
 from fedward_client.connection import load_connection, open_way
 from fedward_client.enrolment import Detour, KeyFile, enroll, expiry_warnings, finish, load_admission, note_peer, renew
 from fedward_client.flower_adapter import FleetConnection, NotAdmittedError, PackedReply, open_fleet, pack_reply
+from fedward_common.audit import AuditLog
 from fedward_common.certificates import create_authority, create_node_key, fingerprint, public_key_bytes
 from fedward_common.enrolment import Invite
 from fedward_common.errors import EnrolmentCode, EnrolmentError, FedwardError, InstallationError, TransportError

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedward_client.audit import AuditLog
 from fedward_client.config import create_site
 from fedward_client.connection import load_connection, open_way
 from fedward_client.daemon import Daemon, SiteBorder
@@ -20,6 +19,7 @@ from fedward_client.health import conditions
 from fedward_client.vitals import Vitals
 from fedward_client.worker import InProcessWorker
 from fedward_common import __version__
+from fedward_common.audit import AuditLog
 from fedward_common.errors import TransportError
 from fedward_common.protocol import OURS, Release
 from fedward_server.sites_cli import sites

@@ -23,6 +23,7 @@ from fedward_server.evaluation import HoldOut, Predictor, TorchPredictor
 from fedward_server.journal import story_of
 from fedward_server.journal_file import JournalFile
 from fedward_server.result import RunResult
+from fedward_server.root import RootTrainer
 from fedward_server.rounds import Roster
 from tests.builders import hold_out, update
 from tests.doubles import Behaviour, Delivery, Exchange, Script, ScriptedGrid
@@ -124,7 +125,8 @@ def _answer(study: Study, exchange: Exchange, patients: int) -> RecordDict:
     if exchange.round == 0:
         return write_enrolment(Enrolment(exchange.site, study.digest, patients, "1"))
     seed = sum(map(ord, exchange.site)) + exchange.round
-    return write_update(update(study, site=exchange.site, round_=exchange.round, weight=patients, seed=seed))
+    weight = patients if study.aggregation.weighting == "patients" else 1
+    return write_update(update(study, site=exchange.site, round_=exchange.round, weight=weight, seed=seed))
 
 
 @dataclass
@@ -135,6 +137,7 @@ class Scene:
     folder: Path
     grid: ScriptedGrid
     roster: Roster | None = None
+    root: RootTrainer | None = None
     central: HoldOut = field(init=False)
     predictor: Predictor = field(init=False)
 
@@ -159,12 +162,14 @@ class Scene:
     def model(self) -> bytes:
         return (self.folder / "model.safetensors").read_bytes()
 
+    def coordinator(self, study: Study | None = None) -> Coordinator:
+        """Return a new coordinator for the folder."""
+        chosen, clock = study or self.study, self.grid.clock
+        return Coordinator(chosen, self.central, self.predictor, self.folder, "rehearsal", clock=clock, root=self.root)
+
     def run(self, study: Study | None = None) -> RunResult:
         """Start a coordinator on the folder."""
-        coordinator = Coordinator(
-            study or self.study, self.central, self.predictor, self.folder, "rehearsal", clock=self.grid.clock
-        )
-        return coordinator.run(self.grid, self.roster, poll_seconds=0)
+        return self.coordinator(study).run(self.grid, self.roster, poll_seconds=0)
 
     def killed_at(self, instant: int, patch: pytest.MonkeyPatch) -> bool:
         """Start a coordinator and kill it; False if it ended before."""

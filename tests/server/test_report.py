@@ -12,7 +12,7 @@ import pytest
 from fedward_common import wire
 from fedward_common.errors import RefusalCode, StudyError
 from fedward_common.study import Study
-from fedward_server import gatekeeper, rounds
+from fedward_server import gatekeeper, replies, roll
 from fedward_server.privacy_statement import statement_of
 from fedward_server.report import REASONS, render_report
 from fedward_server.result import Baselines, Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef
@@ -347,9 +347,9 @@ class TestReasons:
         assert checks <= set(REASONS)
 
     def test_every_word_of_the_round_loop_has_a_sentence(self) -> None:
-        source = inspect.getsource(rounds)
-        words = {*re.findall(r'_[A-Z]+ = "(\w+)"', source), *re.findall(r'setdefault\(site, "(\w+)"', source)}
-        assert {"no_reply_before_the_deadline", "not_connected"} <= words
+        source = inspect.getsource(replies) + inspect.getsource(roll)
+        words = set(re.findall(r'[A-Z_]+(?:: Final)? = "(\w+)"', source))
+        assert {"no_reply_before_the_deadline", "not_connected", "reply_after_the_deadline", "transport_error"} <= words
         assert words <= set(REASONS)
 
     @pytest.mark.parametrize("sentence", REASONS.values())

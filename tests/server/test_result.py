@@ -10,14 +10,24 @@ from pydantic import ValidationError
 
 from fedward_common.metrics import Interval
 from fedward_server.coordinator import dump
-from fedward_server.result import Baselines, Estimate, ModelFile, RoundResult, RunResult, SiteResult, StudyRef
+from fedward_server.result import (
+    Baselines,
+    Estimate,
+    ModelFile,
+    RoundResult,
+    RunResult,
+    SiteResult,
+    SiteRound,
+    StudyRef,
+    with_late,
+)
 
 TOP = {
     "schema_version", "study", "engine", "seed", "status", "reason", "started_at", "seconds", "versions", "privacy",
     "sites", "rounds", "central", "roc", "baselines", "model",
 }  # fmt: skip
 SITE = {"patients", "weight", "rounds", "steps", "epsilon", "delta", "status", "reason"}
-ROUND = {"round", "sites", "missing", "seconds", "epsilon", "loss", "central"}
+ROUND = {"round", "sites", "missing", "statuses", "seconds", "epsilon", "loss", "central"}
 ESTIMATE = {"value", "low", "high"}
 
 
@@ -108,3 +118,26 @@ def test_roc_and_baselines_may_be_missing() -> None:
     assert values["roc"] == {}
     assert values["baselines"] == {"local": {}, "pooled": None}
     assert values["model"] is None
+
+
+# ------------------------------------------------------------------------------------------------------- who did what
+def test_a_file_without_statuses_is_read_as_it_always_was() -> None:
+    old = as_json(a_result())
+    for entry in old["rounds"]:
+        del entry["statuses"]
+    read = RunResult.model_validate(old)
+    assert (read.rounds[0].sites, read.rounds[0].missing) == (("north",), {"south": "task_crashed"})
+    assert read.rounds[0].statuses == {}
+
+
+def test_a_late_reply_marks_its_own_round_and_nothing_else() -> None:
+    missed = SiteRound(status="missed", reason="no_reply_before_the_deadline", retried="task_crashed")
+    parts = {"north": SiteRound(status="accepted"), "south": missed, "west": SiteRound(status="absent", reason="why")}
+    rounds = tuple(RoundResult(round=n, sites=("north",), seconds=1, statuses=parts) for n in (1, 2))
+    late = [(2, "south", "reply_after_the_deadline"), (1, "north", "x"), (1, "west", "x"), (7, "south", "x")]
+    marked = with_late(rounds, late)
+    assert marked[0] is rounds[0]
+    told = SiteRound(status="late", reason="reply_after_the_deadline", retried="task_crashed")
+    assert marked[1].statuses == parts | {"south": told}
+    assert with_late(marked, late) == marked
+    assert marked[1].model_copy(update={"statuses": parts}) == rounds[1]

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from fedward_client.audit import AuditLog, Finding
 from fedward_client.budget import Budget, restart_log
 from fedward_client.commands.options import DEFAULT_HOME, AsJson, By, Home, now
 from fedward_client.config import load_site
 from fedward_client.evidence import build_pack, check_pack, compare, read_anchor, read_pack
+from fedward_common.audit import AuditLog, Finding
 from fedward_common.errors import LocalDataError
 
 __all__ = ["app"]

@@ -8,7 +8,6 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from fedward_client.audit import AuditLog
 from fedward_client.cohorts import CohortEntry, ImagesEntry, ImageSource, SqlEntry, TableEntry
 from fedward_client.commands import opt_outs
 from fedward_client.commands.options import DEFAULT_HOME, AsJson, Home, now
@@ -16,6 +15,7 @@ from fedward_client.config import load_site, register_cohort, require_free
 from fedward_client.readiness import assess, opened
 from fedward_client.review import proposed_or_filed
 from fedward_client.site import Site
+from fedward_common.audit import AuditLog
 from fedward_common.contract import Contract, validated
 from fedward_common.errors import LocalDataError, StudyError
 

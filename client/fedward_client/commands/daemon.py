@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from fedward_client.audit import AuditLog
 from fedward_client.commands.options import DEFAULT_HOME, Home, now
 from fedward_client.config import create_site
+from fedward_common.audit import AuditLog
 
 __all__ = ["init", "run"]
 

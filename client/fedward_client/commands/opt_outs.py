@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from fedward_client.audit import AuditLog
 from fedward_client.cohorts import OptOuts, source_of
 from fedward_client.commands.options import DEFAULT_HOME, Home, now
 from fedward_client.config import load_site
+from fedward_common.audit import AuditLog
 from fedward_common.errors import LocalDataError
 
 __all__ = ["app"]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedward_client.person import account
+from fedward_common.person import account
 
 __all__ = ["DEFAULT_HOME", "AsJson", "By", "Home", "StudyName", "now"]
 

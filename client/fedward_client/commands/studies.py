@@ -16,16 +16,16 @@ import structlog
 import typer
 
 from fedward_client.approvals import Approvals
-from fedward_client.audit import AuditLog
 from fedward_client.commands.options import DEFAULT_HOME, AsJson, By, Home, StudyName, now
 from fedward_client.commands.study_text import briefing_lines, rehearsal_lines, studies_lines
 from fedward_client.config import load_site, trust_signers
 from fedward_client.decisions import Answer, Decision, Rule, counts, standing
-from fedward_client.person import account
 from fedward_client.policy import admit_use, objections
 from fedward_client.review import fingerprint_of, proposed_or_filed, review, review_all
 from fedward_client.site import Site
+from fedward_common.audit import AuditLog
 from fedward_common.errors import LocalDataError
+from fedward_common.person import account
 from fedward_common.signing import key_fingerprint
 
 __all__ = ["approve", "deny", "rehearse", "show", "studies", "trust", "withdraw"]

@@ -72,8 +72,10 @@ class Installation:
 
     def submit(self, study: Study, hold_out: Path | None = None) -> Path:
         """Return the folder of a new run of `study`."""
-        folder = self.home / "runs" / study.digest[:12]
-        folder.mkdir(parents=True)
+        runs = self.home / "runs"
+        runs.mkdir(exist_ok=True)
+        folder = runs / f"{len(list(runs.iterdir())):04d}-{study.digest[:12]}"
+        folder.mkdir()
         (folder / "study.json").write_bytes(StudyFile(study, ()).dump())
         settings = {"hold_out": str(hold_out) if hold_out else None}
         write_atomically(folder / "run.json", json.dumps(settings).encode())

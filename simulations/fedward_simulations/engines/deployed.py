@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -58,6 +58,9 @@ class Deployed:
         app: the installed ClientApp that daemons run.
         bundle: what the run ships; the daemons pin the code-free one in any case.
         heartbeat_s: between signs of life; a site without one for twice as long is away, and its round fails at once.
+        workers: other workers than `worker`, by site.
+        detour: where a site connects to instead, given its name and the SuperLink's host:port.
+        environment: what a site's daemon, or ``superlink``, finds in its environment besides ours, by its name.
 
     Inside the ``with`` this process is the ServerApp. On leaving, also by Ctrl-C or an exception, the run is reported
     and all processes end: SIGTERM, and after 5 s SIGKILL.
@@ -66,7 +69,7 @@ class Deployed:
         InstallationError: a process does not come up within a minute; the message names its log.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what a federation can be made of, by name)
         self,
         homes: Mapping[str, Path],
         logs: Path,
@@ -74,12 +77,17 @@ class Deployed:
         worker: str = DEFAULT_WORKER,
         bundle: Bundle | None = None,
         heartbeat_s: float = _HEARTBEAT_S,
+        workers: Mapping[str, str] | None = None,
+        detour: Callable[[str, str], str] = lambda _, address: address,
+        environment: Callable[[str], Mapping[str, str]] = lambda _: {},
     ) -> None:
         self._homes = {name: Path(home).resolve() for name, home in homes.items()}
         self._logs = logs
         self._worker = worker
         self._bundle = bundle or code_free_bundle()
         self._heartbeat_s = heartbeat_s
+        self._workers = dict(workers or {})
+        self._detour, self._environment = detour, environment
         self._stack = contextlib.ExitStack()
         self.processes: dict[str, LoggedProcess] = {}
 
@@ -95,11 +103,14 @@ class Deployed:
         self._stack.__exit__(kind, error, trace)
 
     def _open(self, stack: contextlib.ExitStack) -> Connected:
-        superlink = stack.enter_context(SuperLinkProcess(self._logs))
-        keys = {name: write_home(home, superlink, self._heartbeat_s) for name, home in self._homes.items()}
-        for name, home in self._homes.items():
-            command = ["fedward_client.daemon", "--home", str(home), "--worker", self._worker]
-            self.processes[name] = stack.enter_context(LoggedProcess(name, command, self._logs))
+        superlink = stack.enter_context(SuperLinkProcess(self._logs, self._environment("superlink")))
+        self.superlink = superlink
+        keys = {
+            name: write_home(home, superlink, self._heartbeat_s, self._detour(name, superlink.public_address))
+            for name, home in self._homes.items()
+        }
+        for name in self._homes:
+            self.processes[name] = stack.enter_context(self.daemon(name))
         stack.callback(self._ask_all_to_stop)
         superlink.await_ready()
         client = superlink.client
@@ -107,6 +118,12 @@ class Deployed:
         grid, context = stack.enter_context(client.session(client.start_run(self._bundle)))
         self._await_sites(grid, roster)
         return grid, context, roster
+
+    def daemon(self, name: str) -> LoggedProcess:
+        """Return the daemon of a site, not yet started."""
+        worker = self._workers.get(name, self._worker)
+        command = ["fedward_client.daemon", "--home", str(self._homes[name]), "--worker", worker]
+        return LoggedProcess(name, command, self._logs, self._environment(name))
 
     def _ask_all_to_stop(self) -> None:
         """Let all daemons stop at the same time; waiting for each comes later."""
@@ -129,8 +146,8 @@ class LoggedProcess:
     Its standard input is a pipe that closes when this process ends, however it ends; it stops then.
     """
 
-    def __init__(self, name: str, command: list[str], logs: Path) -> None:
-        self._name = name
+    def __init__(self, name: str, command: list[str], logs: Path, environment: Mapping[str, str] | None = None) -> None:
+        self._name, self._more = name, dict(environment or {})
         # -P: no module is taken from the working directory.
         self._command = [sys.executable, "-P", "-m", *command, "--stop-on-eof"]
         self._log = logs / f"{name}.log"
@@ -140,7 +157,7 @@ class LoggedProcess:
 
     def __enter__(self) -> Self:
         log = self._stack.enter_context(self._log.open("ab"))
-        environment = {**os.environ, "NO_PROXY": "127.0.0.1,localhost", "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "NO_PROXY": "127.0.0.1,localhost", "PYTHONUNBUFFERED": "1", **self._more}
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -218,8 +235,8 @@ class SuperLinkProcess:
     Entered, its ports are known and connections queue up; `await_ready` returns when they are answered.
     """
 
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
+    def __init__(self, logs: Path, environment: Mapping[str, str] | None = None) -> None:
+        self._logs, self._environment = logs, environment
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -230,7 +247,7 @@ class SuperLinkProcess:
             authority = create_authority(now, days=1)
             secret = _write_superlink(folder, issue_server_certificate(authority, now, days=1))
             command = ["fedward_server.superlink", "--config", str(folder / "superlink.json")]
-            self.process = stack.enter_context(LoggedProcess("superlink", command, self._logs))
+            self.process = stack.enter_context(LoggedProcess("superlink", command, self._logs, self._environment))
             ports = self.process.await_event("bound")
             self.ca_pem = authority.certificate_pem()
             self.public_address = f"127.0.0.1:{ports['public_port']}"
@@ -268,15 +285,22 @@ def _write_superlink(folder: Path, certificate: ServerCertificate) -> bytes:
     return secret
 
 
-def write_home(home: Path, superlink: SuperLinkProcess, heartbeat_s: float = _HEARTBEAT_S) -> bytes:
-    """Write a site's connection into its home folder and return the public key that it is known by."""
+def write_home(home: Path, superlink: SuperLinkProcess, heartbeat_s: float = _HEARTBEAT_S, address: str = "") -> bytes:
+    """Write a site's connection into its home folder and return the public key that it is known by.
+
+    Args:
+        home: the folder.
+        superlink: whom it trusts.
+        heartbeat_s: between signs of life.
+        address: where it connects to, if not to the SuperLink's own address.
+    """
     home.mkdir(parents=True, exist_ok=True)
     for name in ("node.key", "node_id"):
         (home / name).unlink(missing_ok=True)
     key = create_node_key(home / "node.key")
     (home / "ca.pem").write_bytes(superlink.ca_pem)
     connection = {
-        "superlink": superlink.public_address,
+        "superlink": address or superlink.public_address,
         "ca": "ca.pem",
         "node_key": "node.key",
         "bundle_sha256": code_free_bundle().sha256,

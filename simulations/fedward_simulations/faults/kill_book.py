@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from fedward_client.audit import AuditLog
+from fedward_common.audit import AuditLog
 
 __all__ = ["RULES", "Arrival", "Book", "Flaw", "Mark", "flaws_of_run", "flaws_of_site", "mark_of", "read_book"]
 

@@ -19,7 +19,7 @@ from fedward_client.runner import DEFAULT_WORKER
 from fedward_simulations.engines.deployed import LoggedProcess
 from fedward_simulations.faults.kill_book import Mark, mark_of
 
-__all__ = ["SITES", "Kill", "Killer", "Shot", "Supervisor", "Volley", "volleys_of"]
+__all__ = ["SITES", "Kill", "Killer", "Shot", "Supervisor", "Volley", "tree_of", "volleys_of"]
 
 Target = Literal["daemon", "nursery", "child"]
 Aim = Literal["time", "message", "log", "ledger", "child", "reply"]
@@ -183,6 +183,11 @@ def _children(pid: int) -> list[int]:
         with suppress(OSError):
             found += map(int, path.read_text(encoding="ascii").split())
     return found
+
+
+def tree_of(pid: int) -> list[int]:
+    """Return a process and all that it has started, the process first; its own number alone once it has ended."""
+    return [pid, *(deeper for child in _children(pid) for deeper in tree_of(child))]
 
 
 def _sizes(home: Path) -> dict[str, int]:

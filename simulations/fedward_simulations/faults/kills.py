@@ -77,20 +77,21 @@ class _Ear:
         self._size = parameter_spec(study).size
         self._asked: dict[str, str] = {}
         self._held: dict[str, Message] = {}
-        self._round = 0
+        self._round = -1
         self.arrivals: list[Arrival] = []
 
     def get_node_ids(self) -> Iterable[int]:
         return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send one round's messages once its volley watches; the roll call is round 0."""
+        """Send messages, the first of a round once its volley watches; the first roll call is round 0."""
         sent = list(messages)
-        self._killer.open(self._round)
-        self._round += 1
+        round_ = max((int(message.metadata.group_id) for message in sent), default=0)
+        if round_ > self._round:
+            self._round = round_
+            self._killer.open(round_)
         identifiers = list(self._grid.push_messages(sent))
-        self._asked = {key: self._roster[m.metadata.dst_node_id] for key, m in zip(identifiers, sent, strict=True)}
-        self._held = {}
+        self._asked |= {key: self._roster[m.metadata.dst_node_id] for key, m in zip(identifiers, sent, strict=True)}
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

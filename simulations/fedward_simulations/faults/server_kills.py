@@ -47,6 +47,7 @@ _STUDY: Final = (
     "aggregation.deadline_seconds=120", "engine=deployed", "evaluation.bootstrap=100",
 )  # fmt: skip
 _PRIVATE: Final = ("privacy=dp", "training.sampling_rate=0.2")
+_PLAIN: Final = ("privacy=none",)
 _TARGETS: Final[Mapping[Target, int]] = {"application": 3, "superlink": 1, "both": 1}
 _AFTER_S: Final[Mapping[Aim, float]] = {"time": 6.0, "joined": 0.3, "journal": 0.05, "checkpoint": 0.05}
 _LATER: Final = 6
@@ -187,7 +188,7 @@ def _one_run(
     folder: Path, shots: Sequence[Shot], seed: int, *, private: bool
 ) -> tuple[list[tuple[Shot, int]], list[Flaw]]:
     folder.mkdir(parents=True)
-    overrides = [*_STUDY, *(_PRIVATE if private else ()), f"training.rounds={ROUNDS}", f"seed={seed}"]
+    overrides = [*_STUDY, *(_PRIVATE if private else _PLAIN), f"training.rounds={ROUNDS}", f"seed={seed}"]
     plan, federation, study = compose_plan(overrides)
     homes = settle(federation, study, plan.policy, folder / "sites")
     approved = {site: json.loads((home / "approvals.json").read_bytes()) for site, home in homes.items()}

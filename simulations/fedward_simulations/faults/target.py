@@ -15,7 +15,6 @@ import numpy.typing as npt
 import yaml
 from flwr.app import ConfigRecord, RecordDict
 
-from fedward_client.audit import AuditLog, Entry
 from fedward_client.cohorts import TableEntry, open_cohort
 from fedward_client.config import SiteConfig, write_site
 from fedward_client.connection import load_connection
@@ -24,6 +23,7 @@ from fedward_client.ledger import Ledger
 from fedward_client.policy import Policy
 from fedward_client.site import approve
 from fedward_client.worker import Facts, InProcessWorker, Job, Session, Trained
+from fedward_common.audit import AuditLog, Entry
 from fedward_common.certificates import create_node_key
 from fedward_common.errors import RefusalCode
 from fedward_common.models import parameter_spec

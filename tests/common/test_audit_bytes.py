@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedward_client.audit import AuditLog
-from fedward_client.audit_chain import checked_fields, entry_of
+from fedward_common.audit import AuditLog
+from fedward_common.audit_chain import entry_of
+from fedward_common.audit_words import SITE
 
 NOW = "2026-11-23T12:00:00+00:00"
 FILES = ("audit.jsonl", "audit.head", "audit.key", "audit.pub")
@@ -70,13 +71,13 @@ def test_any_one_change_of_any_byte_is_found(
 )  # fmt: skip
 def test_a_value_of_another_form_is_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
-        checked_fields("refused", {field: value})  # type: ignore[dict-item]
+        SITE.checked("refused", {field: value})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("event", ["", "Refused", "refused\n", "x" * 60, "a value: 81"])
 def test_an_event_is_a_few_plain_words(event: str) -> None:
     with pytest.raises(ValueError, match="event"):
-        checked_fields(event, {})
+        SITE.checked(event, {})
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fedward_client.audit import AuditLog
-from fedward_client.audit_chain import LINE_BYTES, Entry, Position, walk
+from fedward_common.audit import AuditLog
+from fedward_common.audit_chain import LINE_BYTES, Entry, Position, walk
 from fedward_common.errors import InstallationError, LocalDataError, Refusal, RefusalCode
 
 NOW = "2026-11-23T12:00:00+00:00"
@@ -283,7 +283,7 @@ def test_a_key_that_was_never_finished_is_made_anew(tmp_path: Path, left: str) -
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from fedward_client.audit import AuditLog
+from fedward_common.audit import AuditLog
 from fedward_common.errors import InstallationError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 log = AuditLog(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""The site's log of decisions: append-only, hash-chained, its head signed; no value of a patient is ever in it.
+"""A log of decisions, a site's or the centre's: append-only, hash-chained, its head signed; never a patient's value.
 
 One line of canonical JSON for each entry, with the SHA-256 of the line before. Three files::
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fedward_client.audit_chain import (
+from fedward_common.audit_chain import (
     LINE_BYTES,
     NO_ENTRIES,
     Entry,
@@ -31,14 +31,13 @@ from fedward_client.audit_chain import (
     Head,
     Position,
     Tail,
-    Value,
-    checked_fields,
     entry_of,
     head_of,
     judge_tail,
     stamp_after,
     walk,
 )
+from fedward_common.audit_words import SITE, Value, Vocabulary
 from fedward_common.canonical import canonical_json
 from fedward_common.errors import InstallationError, LocalDataError, Refusal, RefusalCode, SignatureError
 from fedward_common.files import replace_file, sync_folder
@@ -63,17 +62,19 @@ class _State:
 
 
 class AuditLog:
-    """The log of one site: ``audit.jsonl``, ``audit.head`` and ``audit.key`` in its folder.
+    """The log of one site, or of the centre: ``audit.jsonl``, ``audit.head`` and ``audit.key`` in its folder.
 
     Several processes may write to one log; each waits for the others. All files have mode 0600.
 
     Args:
-        home: the site's folder; the key is made there on first use.
+        home: the folder; the key is made there on first use.
+        words: what entries may say.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, words: Vocabulary = SITE) -> None:
         self.path = home / "audit.jsonl"
         self._home = home
+        self._words = words
         self._head = home / "audit.head"
         self._next = home / "audit.next"
         self._key = home / "audit.key"
@@ -89,16 +90,16 @@ class AuditLog:
         ``torn line removed`` says how long it was.
 
         Args:
-            event: what was decided, for example ``refused``; lower-case letters, spaces and hyphens.
+            event: what was decided, for example ``refused``.
             at: time stamp, ISO 8601 with a time zone.
-            fields: names, digests, codes and counts; see `fedward_client.audit_chain.checked_fields`.
+            fields: names, digests, codes and counts, as the log's `Vocabulary` has them.
 
         Raises:
-            ValueError: a field that no entry has, or of another form.
+            ValueError: an event or field that no entry has, or of another form.
             Refusal: ``audit_untrusted``: the log does not end as its head says; it is not written to any more.
             InstallationError: the disk does not take it; nothing was decided.
         """
-        kept = checked_fields(event, fields)
+        kept = self._words.checked(event, fields)
         stamp_after(None, at)
         with self._exclusive():
             head = self._settled(at)
@@ -140,7 +141,7 @@ class AuditLog:
                 yield entry_of(line)
             except ValueError as error:
                 msg = f"line {number} of {self.path.name} is {error}"
-                raise LocalDataError(msg, remedy="fedward client audit verify") from error
+                raise LocalDataError(msg, remedy=self._words.verify) from error
 
     def lines(self) -> Iterator[bytes]:
         """Yield the lines up to the signed head, without their ends; a line being written now is not among them."""
@@ -190,7 +191,7 @@ class AuditLog:
             return [entry_of(line) for line in lines]
         except ValueError as error:
             msg = f"{self.path.name} holds a line that is {error}"
-            raise LocalDataError(msg, remedy="fedward client audit verify") from error
+            raise LocalDataError(msg, remedy=self._words.verify) from error
 
     def verify(self) -> list[Finding]:
         """Return everything that is wrong with the log; an empty list means that it is whole.
@@ -272,7 +273,7 @@ class AuditLog:
                 "person": person, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
                 "detail": kept.name, "entry": ledger,
             }  # fmt: skip
-            self._extend(NO_ENTRIES, [("log restarted", at, checked_fields("log restarted", fields))])
+            self._extend(NO_ENTRIES, [("log restarted", at, self._words.checked("log restarted", fields))])
         return kept
 
     def _settled(self, at: str) -> Head:
@@ -287,8 +288,7 @@ class AuditLog:
                 return self._without_tail(state, at)
             case _:
                 msg = f"{self.path.name} does not end as its signed head says"
-                remedy = "fedward client audit verify; somebody changed the log, or restored a copy of one of its files"
-                raise Refusal(RefusalCode.AUDIT_UNTRUSTED, msg, remedy=remedy)
+                raise self._untrusted(msg)
 
     def _ends_as(self, state: _State) -> bool:
         last = self._last_line(state.head).removesuffix(b"\n")
@@ -341,14 +341,15 @@ class AuditLog:
         if self._head.exists():
             found = self._signed(self._head)
             if found is None:
-                raise _untrusted(_OTHER_KEY)
+                msg = f"the head is not signed by {self._words.owner}'s key"
+                raise self._untrusted(msg)
             head = found
         size = self.path.stat().st_size if self.path.exists() else 0
         if size and not self._head.exists() and announced is None:
-            raise _untrusted(_NO_HEAD)
+            raise self._untrusted(_NO_HEAD)
         if size < head.size:
             what = f"the log was cut: {size} bytes, its signed head says {head.size}"
-            raise _untrusted(what)
+            raise self._untrusted(what)
         limit = 2 * LINE_BYTES + 1
         return _State(head, announced, size, self._read(head.size, min(size, head.size + limit)))
 
@@ -403,6 +404,10 @@ class AuditLog:
         public = self._key.with_suffix(".pub")
         return self._key.exists() and b"-----END" in self._key.read_bytes() and public.exists() and _ends(public)
 
+    def _untrusted(self, message: str) -> Refusal:
+        remedy = f"{self._words.verify}; somebody changed the log, or restored a copy of one of its files"
+        return Refusal(RefusalCode.AUDIT_UNTRUSTED, message, remedy=remedy)
+
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         with self._locked(fcntl.LOCK_EX):
@@ -425,7 +430,6 @@ class AuditLog:
 
 
 _OTHER_END: Final = "the last entry is not the one that the signed head names"
-_OTHER_KEY: Final = "the head is not signed by this site's key"
 _NO_HEAD: Final = "the signed head is missing"
 
 
@@ -435,11 +439,6 @@ def _next_entry(head: Head, at: str, event: str, fields: dict[str, Value]) -> En
         msg = f"an entry of {len(entry.line())} bytes"
         raise ValueError(msg)
     return entry
-
-
-def _untrusted(message: str) -> Refusal:
-    remedy = "fedward client audit verify; somebody changed the log, or restored a copy of one of its files"
-    return Refusal(RefusalCode.AUDIT_UNTRUSTED, message, remedy=remedy)
 
 
 def _ends(path: Path) -> bool:

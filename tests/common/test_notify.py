@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedward_client.notify import Notifier, Watchdog
+from fedward_common.notify import Notifier, Watchdog
 from tests.doubles import FakeClock
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import fedward_client.person
-from fedward_client.person import account
+import fedward_common.person
+from fedward_common.person import account
 
 HERE = pwd.getpwuid(os.getuid()).pw_name
 
@@ -19,7 +19,7 @@ def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the file that stands for the kernel's audit login; unset, as in a container."""
     path = tmp_path / "loginuid"
     path.write_text("4294967295", encoding="ascii")
-    monkeypatch.setattr(fedward_client.person, "_LOGIN", path)
+    monkeypatch.setattr(fedward_common.person, "_LOGIN", path)
     monkeypatch.delenv("SUDO_UID", raising=False)
     return path
 
@@ -63,7 +63,7 @@ def test_account_without_a_name_is_its_number(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_computer_without_the_kernel_s_file_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fedward_client.person, "_LOGIN", tmp_path / "nowhere")
+    monkeypatch.setattr(fedward_common.person, "_LOGIN", tmp_path / "nowhere")
     monkeypatch.delenv("SUDO_UID", raising=False)
 
     assert account() == HERE

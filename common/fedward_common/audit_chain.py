@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Final
 
+from fedward_common.audit_words import TEXT_CHARACTERS, Value
 from fedward_common.canonical import canonical_json
-from fedward_common.study import SITE_NAME
 
 __all__ = [
     "GENESIS",
@@ -25,8 +23,6 @@ __all__ = [
     "Head",
     "Position",
     "Tail",
-    "Value",
-    "checked_fields",
     "entry_of",
     "head_of",
     "judge_tail",
@@ -40,19 +36,6 @@ GENESIS: Final = "0" * 64
 LINE_BYTES: Final = 4096
 """No line is longer, its end included."""
 
-Value = str | int | float
-
-_TEXT: Final = 160
-_EVENT: Final = re.compile(r"[a-z][a-z -]{1,40}")
-_DIGEST: Final = r"([0-9a-f]{64})?"
-_PATTERNS: Final = {
-    "study": re.compile(_DIGEST),
-    "sha256": re.compile(_DIGEST),
-    "cohort": re.compile(f"({SITE_NAME.removeprefix('^').removesuffix('$')})?"),
-}
-_TEXTS: Final = frozenset({"name", "person", "actor", "code", "detail"})
-_COUNTS: Final = frozenset({"round", "rounds", "steps", "bytes", "patients", "entry", "snapshot"})
-_REALS: Final = frozenset({"epsilon", "delta", "noise", "rate"})
 _RACE: Final = timedelta(seconds=2)
 _AT_ONCE: Final = 2
 
@@ -202,38 +185,6 @@ def head_of(value: Mapping[str, Any]) -> Head:
     return head
 
 
-def checked_fields(event: str, fields: Mapping[str, Value]) -> dict[str, Value]:
-    """Return `fields` as an entry keeps them: texts cut at 160 characters, what cannot be printed as ``?``.
-
-    Raises:
-        ValueError: no entry has such an event or field, or a field has not the form of its kind.
-    """
-    if not _EVENT.fullmatch(event):
-        msg = f"{event[:40]!r} is no event"
-        raise ValueError(msg)
-    unknown = set(fields) - _TEXTS - _COUNTS - _REALS - set(_PATTERNS)
-    if unknown:
-        msg = f"no audit entry has {sorted(unknown)}"
-        raise ValueError(msg)
-    return {name: _checked(name, value) for name, value in fields.items()}
-
-
-def _checked(name: str, value: Value) -> Value:
-    if name in _COUNTS:
-        if type(value) is int and 0 <= value < 1 << 63:
-            return value
-    elif name in _REALS:
-        if isinstance(value, int | float) and math.isfinite(value):
-            return float(value)
-    elif isinstance(value, str):
-        if name in _TEXTS:
-            return "".join(c if c.isprintable() else "?" for c in value[:_TEXT])
-        if _PATTERNS[name].fullmatch(value):
-            return value
-    msg = f"{name} of an audit entry has another form"
-    raise ValueError(msg)
-
-
 def stamp_after(last: str | None, at: str) -> tuple[str, bool]:
     """Return the stamp of an entry made at `at` after one stamped `last`, and whether the clock was set back.
 
@@ -247,7 +198,7 @@ def stamp_after(last: str | None, at: str) -> tuple[str, bool]:
         ValueError: `at` is no such stamp.
     """
     now = datetime.fromisoformat(at)
-    if now.tzinfo is None or len(at) > _TEXT:
+    if now.tzinfo is None or len(at) > TEXT_CHARACTERS:
         msg = "a stamp without a time zone"
         raise ValueError(msg)
     behind = datetime.fromisoformat(last) - now if last else timedelta(0)

@@ -1,0 +1,1 @@
+"""The centre's studies: the book, the queue, who may do what, the interface and the supervisor."""

@@ -1,0 +1,129 @@
+"""Faults in their reduced forms: one deployed run each, the books judged as in the campaign."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedward_server.result import RunResult
+from fedward_simulations.faults import clock_jump, disk_full, memory, network, power_loss, slow_site
+from fedward_simulations.faults.road import Weather
+from fedward_simulations.faults.stage import Fault, Outcome, rehearse
+
+ROUNDS = 4
+
+pytestmark = [pytest.mark.reduced, pytest.mark.deployed]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The model's SHA-256 of a run in which nothing goes wrong."""
+    outcome = rehearse(tmp_path_factory.mktemp("undisturbed"), Fault(rounds=ROUNDS), private=False)
+    assert (outcome.flaws, outcome.result.status) == ([], "completed")
+    return outcome.model
+
+
+def lossless(folder: Path, fault: Fault, model: str) -> Outcome:
+    outcome = rehearse(folder, fault, private=False)
+    assert (outcome.flaws, outcome.result.status, outcome.model) == ([], "completed", model)
+    return outcome
+
+
+def test_a_power_loss_closes_the_round_at_its_deadline_and_the_site_comes_back(tmp_path: Path) -> None:
+    fault = power_loss.PowerLoss(deadline_s=10.0, rounds=8, site="south", pause_s=0.3)
+    outcome = rehearse(tmp_path, fault, private=True)
+    assert outcome.flaws == []
+    assert power_loss.wrong_with("south", fault, outcome.result) == []
+
+
+def test_a_cut_road_costs_no_update(tmp_path: Path, undisturbed: str) -> None:
+    fault = network.Cut(rounds=ROUNDS, site="north", struck=2, seconds=4.0)
+    lossless(tmp_path, fault, undisturbed)
+    assert fault.notes["refused"]
+
+
+def test_a_bad_road_costs_no_update(tmp_path: Path, undisturbed: str) -> None:
+    fault = network.BadRoad(rounds=ROUNDS, weather=Weather(delay_s=0.05, loss=0.05, resets=0.1))
+    lossless(tmp_path, fault, undisturbed)
+    assert fault.notes["lost"]
+
+
+def test_a_slow_site_is_waited_for_while_the_deadline_allows(tmp_path: Path, undisturbed: str) -> None:
+    lossless(tmp_path, slow_site.SlowSite(rounds=ROUNDS, site="east"), undisturbed)
+
+
+def test_a_site_short_of_memory_loses_one_round(tmp_path: Path) -> None:
+    outcome = rehearse(tmp_path, memory.Hungry(rounds=ROUNDS, site="south"), private=True)
+    assert outcome.flaws == []
+    assert memory.wrong_with("south", Fault(), outcome.result) == []
+
+
+def test_a_clock_that_jumps_at_a_site_costs_no_update(tmp_path: Path, undisturbed: str) -> None:
+    if not clock_jump.LIBRARY.exists():
+        pytest.skip("libfaketime is not installed")
+    fault = clock_jump.ClockJump(rounds=ROUNDS, who="north", offset_s=3600, seconds=4.0)
+    lossless(tmp_path, fault, undisturbed)
+    assert fault.notes["lines_that_name_the_clock"]
+
+
+def test_a_centre_without_space_says_so_and_goes_on_in_the_same_round(tmp_path: Path, undisturbed: str) -> None:
+    if not disk_full.can_mount(tmp_path / "probe"):
+        pytest.skip("only root mounts a small file system")
+    fault = disk_full.CentreFull(rounds=ROUNDS)
+    lossless(tmp_path / "run", fault, undisturbed)
+    assert "space" in fault.notes["stopped_with"]
+
+
+# --------------------------------------------------------------------------------------- a judge that would see it
+def _result(statuses: list[dict[str, Any]], status: str = "degraded") -> RunResult:
+    rounds = [{"round": n, "sites": [], "seconds": 1.0, "statuses": entry} for n, entry in enumerate(statuses, start=1)]
+    return RunResult.model_validate(
+        {
+            "study": {"name": "n", "digest": "0" * 64}, "engine": "deployed", "seed": 1, "status": status,
+            "started_at": "2026-11-27T00:00:00+00:00", "seconds": 1.0, "versions": {}, "privacy": None, "sites": {},
+            "rounds": rounds, "central": {},
+        }
+    )  # fmt: skip
+
+
+def _all(**changes: str) -> dict[str, Any]:
+    return {site: {"status": changes.get(site, "accepted")} for site in ("east", "north", "south")}
+
+
+@pytest.mark.parametrize(
+    ("late_s", "statuses", "status", "flaw"),
+    [
+        (5.1, [_all(), _all(south="missed"), _all()], "degraded", "after its deadline"),
+        (0.1, [_all(), _all(), _all()], "degraded", "in the round in which it lost power"),
+        (0.1, [_all(), _all(south="late", north="missed"), _all()], "degraded", "cost another"),
+        (0.1, [_all(), _all(south="late"), _all(south="absent")], "degraded", "did not come back"),
+        (0.1, [_all(), _all(south="late"), _all()], "failed", "the run is failed"),
+    ],
+)
+def test_the_judge_of_a_power_loss_sees(late_s: float, statuses: list[dict[str, Any]], status: str, flaw: str) -> None:
+    fault = Fault(notes={"closed_after_deadline_s": late_s})
+    (found,) = power_loss.wrong_with("south", fault, _result(statuses, status))
+    assert flaw in found
+
+
+@pytest.mark.parametrize(
+    "second",
+    [_all(), _all(south="missed", north="missed"), _all(south="late")],
+    ids=["not-struck", "another-too", "late"],
+)
+def test_the_judge_of_a_short_memory_sees(second: dict[str, Any]) -> None:
+    second["south"]["reason"] = "task_out_of_memory" if second["south"]["status"] == "missed" else "x"
+    assert len(memory.wrong_with("south", Fault(), _result([_all(), second, _all()]))) == 1
+
+
+def test_the_judge_of_a_slow_site_sees() -> None:
+    fault = Fault(deadline_s=5.0)
+    whole = _result([_all(south="late"), _all(south="absent")])
+    assert slow_site.wrong_with("south", fault, whole) == []
+    assert slow_site.wrong_with("south", fault, _result([_all(south="missed")]))
+    assert slow_site.wrong_with("south", fault, _result([_all(south="late", north="missed")]))
+    assert slow_site.wrong_with("south", fault, _result([_all(south="late")], "completed"))
+    long = whole.rounds[0].model_copy(update={"seconds": 10.1})
+    assert slow_site.wrong_with("south", fault, whole.model_copy(update={"rounds": (long,)}))
