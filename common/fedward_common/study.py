@@ -63,6 +63,7 @@ class Mlp(Contract):
     norm: Literal["none", "layer"] = quantity(
         "layer: each hidden layer is normalised over its units, patient by patient, before the activation",
         default="none",
+        later=True,
     )
 
 
@@ -98,6 +99,7 @@ class Training(Contract):
         "the cohort that local_steps and sampling_rate are meant for: a site with twice the patients takes twice the"
         " steps and draws half the share in each, at most all of them; null: every site takes local_steps",
         "patients",
+        later=True,
         default=None,
         ge=1,
         le=1 << 20,

@@ -36,6 +36,7 @@ from fedward_server.checkpoint import write_atomically
 from fedward_server.coordinator import Coordinator
 from fedward_server.evaluation import TorchPredictor
 from fedward_server.gathering import gather
+from fedward_server.heap import give_back_what_is_freed
 from fedward_server.hold_out import read_hold_out
 from fedward_server.resume import begun
 from fedward_server.root import TorchRootTrainer, root_rows
@@ -277,6 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stop-on-eof", action="store_true", help="stop when standard input is closed")
     options = parser.parse_args(arguments)
     log_json_lines()
+    give_back_what_is_freed()
     if options.stop_on_eof:
         stop_when_input_closes()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(AGAIN))

@@ -23,7 +23,7 @@ from fedward_common.models import parameter_spec
 from fedward_common.privacy import Spend, epsilon_of, epsilon_schedule, round_spend
 from fedward_common.study import DpSgd, Study
 from fedward_common.study_file import Signature, StudyFile
-from fedward_common.wire import Update
+from fedward_common.wire import Enrolment, Update
 from fedward_server.aggregation import aggregator_for
 from fedward_server.checkpoint import encoded_tensors, write_atomically, write_pieces
 from fedward_server.evaluation import HoldOut, Predictor, final_metrics, point_metrics, roc_curve
@@ -318,6 +318,7 @@ class Coordinator:
         if released is not None:
             model = self._release(released)
         privacy = self.study.privacy
+        seated = {enrolment.site: enrolment for enrolment in loop.enrolments.values()}
         return RunResult(
             study=StudyRef(name=self.study.name, digest=self.study.digest, description=self.study.description),
             engine=self.engine,
@@ -328,7 +329,7 @@ class Coordinator:
             seconds=round(seconds, 3),
             versions=_versions(private=isinstance(privacy, DpSgd)),
             privacy=privacy.model_dump(mode="json") if privacy else None,
-            sites={site: self._site(loop, site) for site in self.study.sites},
+            sites={site: self._site(loop, site, seated.get(site)) for site in self.study.sites},
             rounds=tuple(self._marked(loop)),
             central=central,
             roc=roc,
@@ -341,8 +342,7 @@ class Coordinator:
         sha256 = write_pieces(self.folder / "model.safetensors", pieces)
         return ModelFile(file="model.safetensors", sha256=sha256, parameters=spec.size)
 
-    def _site(self, loop: RoundLoop, site: str) -> SiteResult:
-        enrolment = next((e for e in loop.enrolments.values() if e.site == site), None)
+    def _site(self, loop: RoundLoop, site: str, enrolment: Enrolment | None) -> SiteResult:
         rounds = sum(site in entry.sites for entry in self._closed)
         missed = loop.missed.get(site)
         reason = loop.excluded.get(site) or missed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from flwr.app import Message
 
@@ -45,7 +46,7 @@ def read_answer(
         raise RejectedReply(check, f"{check}: the node enrols under another site's name")
     if enrolment.site not in study.sites or enrolment.digest != study.digest:
         raise RejectedReply(check, f"{check}: not a site of this study")
-    if any(other.site == enrolment.site for other in seated):
+    if enrolment.site in map(attrgetter("site"), seated):
         raise RejectedReply(check, f"{check}: a second node under one name")
     return enrolment
 
