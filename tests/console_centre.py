@@ -42,7 +42,7 @@ def behaviours() -> dict[str | tuple[str, int], Behaviour]:
         ("Bern", 3): fails(RefusalCode.TASK_OUT_OF_MEMORY),
         ("Bern", 4): fails(RefusalCode.TASK_OUT_OF_MEMORY),
         ("Graz", 2): late(100_000),
-        "Zurich": fails(RefusalCode.AWAITING_APPROVAL),
+        "Zurich": fails(RefusalCode.BUDGET_EXCEEDED),
     }
 
 
@@ -122,7 +122,7 @@ class ConsoleCentre:
             "Basel": SiteStatus(state="waiting"),
             "Bern": SiteStatus(state="waiting"),
             "Graz": SiteStatus(state="missed", reason="transport_error"),
-            "Zurich": SiteStatus(state="excluded", reason="awaiting_approval"),
+            "Zurich": SiteStatus(state="excluded", reason="budget_exceeded"),
         }
         opened = (self.now - dt.timedelta(seconds=40)).isoformat()
         self.says(entry, "running", told, round=7, opened_at=opened)

@@ -331,7 +331,7 @@ def test_a_rule_outside_its_limits_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_every_robust_rule_counts_as_one_that_sees_single_updates() -> None:
     tags = {kind.model_fields["rule"].default for kind in get_args(RobustRule)}
-    assert tags | {"flower"} == SINGLE_UPDATE_RULES
+    assert tags | {"flower", "fltrust"} == SINGLE_UPDATE_RULES
     assert all(study(rule).sees_single_updates for rule in EVERY)
     assert not study({"rule": "fedyogi"}).sees_single_updates
 

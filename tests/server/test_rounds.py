@@ -177,9 +177,18 @@ def test_refusing_site_is_reported_with_its_code_and_limit_and_no_more(*, roster
 
 
 def test_an_excluded_site_is_never_asked_to_train() -> None:
-    loop = loop_of(a_study(), {("south", 0): refuses(RefusalCode.AWAITING_APPROVAL)})
+    loop = loop_of(a_study(), {("south", 0): refuses(RefusalCode.COHORT_EMPTY)})
     run(loop)
     assert [round_ for site, round_ in grid_of(loop).asked if site == "south"] == [0]
+    assert "south" not in loop.asked
+
+
+def test_a_hospital_that_has_not_approved_yet_is_asked_again_and_never_to_train() -> None:
+    loop = loop_of(a_study(), {("south", 0): refuses(RefusalCode.AWAITING_APPROVAL)})
+    run(loop)
+    asked = [round_ for site, round_ in grid_of(loop).asked if site == "south"]
+    assert len(asked) > 1
+    assert set(asked) == {0}
     assert "south" not in loop.asked
 
 

@@ -32,7 +32,7 @@ def test_a_checkpoint_s_head_tells_the_rounds_so_far_without_its_model(lived: Li
 
     assert progress is not None
     assert [entry.round for entry in progress.closed] == [1, 2, 3, 4, 5, 6]
-    assert progress.excluded == {"Zurich": "awaiting_approval"}
+    assert progress.excluded == {"Zurich": "budget_exceeded"}
     assert {seat.site for seat in progress.seats} == {"Aachen", "Basel", "Bern", "Graz", "Ulm"}
 
 

@@ -124,7 +124,7 @@ def test_a_reason_is_told_once_with_its_rounds_and_the_last_first(facts: dict[st
 
     assert found == [
         ("Graz", "round 7", "transport_error", "missed"),
-        ("Zurich", "rounds 1 to 7", "awaiting_approval", "excluded"),
+        ("Zurich", "rounds 1 to 7", "budget_exceeded", "excluded"),
         ("Bern", "rounds 3 to 4", "task_out_of_memory", "missed"),
         ("Graz", "round 2", "no_reply_before_the_deadline", "missed"),
     ]
