@@ -44,7 +44,7 @@ demo: install ## Train one model over four simulated hospitals and show the resu
 	$(BIN)/fedward simulate
 
 test: install ## Run the tests, without the slow ones and the campaigns
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: install ## Check style, types and the borders between the rooms
 	$(BIN)/ruff check
@@ -56,7 +56,7 @@ docs-test: install ## Run the commands that README.md and the guides show
 	$(BIN)/pytest -m docs tests/docs $(PYTEST_ARGS)
 
 campaigns: install ## Run the campaigns (kills, hostile messages, the last release) in their reduced forms
-	$(BIN)/pytest -m reduced tests/attacks tests/e2e $(PYTEST_ARGS)
+	$(BIN)/pytest -m reduced tests $(PYTEST_ARGS)
 
 mutants: install ## Plant defects of differential privacy in a copy of the sources: each must turn tests red
 	$(BIN)/pytest -m mutants tests/attacks/test_privacy_mutants.py $(PYTEST_ARGS)

@@ -177,6 +177,7 @@ def test_a_task_over_its_time_is_killed(tmp_path: Path, when: str) -> None:
 def test_stopping_the_daemon_kills_the_task(tmp_path: Path) -> None:
     stop = threading.Event()
     runner = Runner(WORKER, stop=stop)
+    runner.start()  # the probe may take longer than the timer on a busy computer
     threading.Timer(0.3, stop.set).start()
 
     assert refusal(runner, tmp_path, "train: hang") == "task_crashed"

@@ -22,7 +22,7 @@ from fedward_simulations.federation import settle
 from fedward_simulations.run import compose_plan, run
 from tests.builders import table
 
-pytestmark = pytest.mark.deployed
+pytestmark = [pytest.mark.deployed, pytest.mark.reduced]
 
 PATIENCE_S = 90.0
 STUDY = (

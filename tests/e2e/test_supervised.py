@@ -25,7 +25,7 @@ from tests.builders import SITES, site_home, small_study, table
 from tests.doubles import Rehearsal
 from tests.supervised import Up, until
 
-pytestmark = pytest.mark.deployed
+pytestmark = [pytest.mark.deployed, pytest.mark.reduced]
 
 
 def free_ports(count: int) -> list[int]:

@@ -143,6 +143,7 @@ def test_the_centre_judges_with_the_normalisation_that_the_model_began_with() ->
     assert (TorchPredictor(a, central.rows.features)(weights) == expected).all()
 
 
+@pytest.mark.reduced
 def test_killed_at_any_instant_it_ends_with_the_same_bits_at_the_sites_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

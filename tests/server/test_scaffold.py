@@ -142,6 +142,7 @@ def test_unlike_hospitals_end_nearer_to_the_pooled_optimum_than_with_fedavg(tmp_
 
 
 # ------------------------------------------------------------------------------------------------------------- kills
+@pytest.mark.reduced
 def test_killed_at_any_instant_it_ends_with_the_same_bits_and_variates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -279,6 +279,7 @@ def instants(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     return iter(reaper.seen)
 
 
+@pytest.mark.reduced
 def test_killed_at_any_instant_it_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a = small_study(
         sites=list(SITES[:3]),

@@ -10,6 +10,7 @@ from fedward_simulations.bench import child_time
 from fedward_simulations.bench.harness import run_process
 
 
+@pytest.mark.reduced
 def test_each_kind_of_child_is_timed_so_often(tmp_path: Path) -> None:
     found = child_time.measure(tmp_path, 2)
 
@@ -18,6 +19,7 @@ def test_each_kind_of_child_is_timed_so_often(tmp_path: Path) -> None:
     assert all(value > 0 for seconds in found.values() for value in seconds)
 
 
+@pytest.mark.reduced
 def test_the_figures_keep_their_shape() -> None:
     command = [sys.executable, "-m", "fedward_simulations.bench.child_time", "--json", "--repeats", "1"]
 

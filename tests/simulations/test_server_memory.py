@@ -37,6 +37,7 @@ def test_the_study_has_about_so_many_parameters(size: int) -> None:
     assert parameter_spec(study).size == pytest.approx(size, rel=0.2)
 
 
+@pytest.mark.reduced
 @pytest.mark.deployed
 def test_both_sides_run_and_tell_what_was_counted(tmp_path: Path) -> None:
     command = [sys.executable, "-m", MODULE, "--json", "--sites", "2", "--megabytes", "20", "--folder", str(tmp_path)]
