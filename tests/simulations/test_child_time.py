@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from fedward_simulations.bench import child_time
 from fedward_simulations.bench.harness import run_process
 
