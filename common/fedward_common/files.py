@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["replace_file", "replaced_file", "sync_folder"]
+from fedward_common.errors import LocalDataError
+
+__all__ = ["replace_file", "replaced_file", "sync_folder", "write_new_json"]
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
@@ -45,3 +48,20 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_new_json(path: Path, value: object) -> None:
+    """Write a value into a file that is not there yet, for a person to hand on.
+
+    Raises:
+        LocalDataError: the file is there, or cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+    except OSError as error:
+        msg = f"{path} cannot be written ({error.strerror})"
+        raise LocalDataError(
+            msg, remedy="give a new file's name in a folder of yours; nothing is overwritten"
+        ) from error

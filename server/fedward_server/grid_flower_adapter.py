@@ -403,7 +403,7 @@ def translated(what: str) -> Iterator[None]:
 
 
 def patient(seconds: float) -> RetryInvoker:
-    """Return a retry rule for `seconds` s of outage; a run that has ended raises `RUN_ENDED`, nothing is signalled."""
+    """Return a retry rule for `seconds` s of outage; a run that has ended raises Flower's `RunNotRunningException`."""
 
     def hopeless(error: Exception) -> bool:
         if isinstance(error, httpx.HTTPStatusError):

@@ -11,7 +11,7 @@ import datetime as dt
 import hmac
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ from fedward_server.admission import (
     check_renewed_key,
     counts,
 )
+from fedward_server.sqlite_file import opened, transaction
 
 __all__ = ["Entry", "Event", "Roster", "Waiting"]
 
@@ -64,6 +65,7 @@ CREATE TABLE IF NOT EXISTS events (
 _COLUMNS: Final = "membership, signature, state, first_used, retire_at, seal"
 _RELEASES: Final = "SELECT node_key, version, oldest, newest FROM releases"
 _REMEMBERED: Final = 1024
+_BUSY_S: Final = 30.0
 _UPSERT: Final = """
 INSERT INTO keys (node_key, site, membership, signature, state, first_used, retire_at, seal)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (node_key) DO UPDATE SET membership = excluded.membership,
@@ -403,20 +405,13 @@ class Roster:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as database:
-            database.execute("PRAGMA synchronous = FULL")
+        with opened(self._path, _BUSY_S) as database:
             yield database
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._open() as database:
-            database.execute("BEGIN IMMEDIATE")
-            try:
-                yield database
-            except BaseException:
-                database.execute("ROLLBACK")
-                raise
-            database.execute("COMMIT")
+        with self._open() as database, transaction(database):
+            yield database
 
 
 def _changed(entry: Entry, *, state: State | None = None, first_used: str = "", retire_at: str = "") -> Entry:

@@ -35,10 +35,7 @@ from fedward_common.errors import CoordinatorError, TransportError
 from fedward_common.files import replace_file
 from fedward_server.grid_flower_adapter import PATIENCE_S, CoordinatorGrid, patient, translated
 
-__all__ = ["INTERNAL_NAMES", "RUN_ENDED", "LastingSession", "lasting_session", "task_session"]
-
-RUN_ENDED: Final = RunNotRunningException
-"""What a `Grid` call raises once the run is over at the SuperLink (a `BaseException` of Flower's)."""
+__all__ = ["INTERNAL_NAMES", "LastingSession", "lasting_session", "task_session"]
 
 INTERNAL_NAMES: Final[dict[str, str]] = {
     "flwr.common.constant": "SubStatus.COMPLETED SubStatus.FAILED",

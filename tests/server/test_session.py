@@ -154,9 +154,8 @@ def test_asking_again_says_that_the_last_reply_is_safe(superlink: SuperLinkProce
         assert len(query(superlink, held)) == before
 
 
-def test_a_message_whose_upload_was_cut_short_is_said_to_be_unavailable(
-    superlink: SuperLinkProcess, site: Site, ticket: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def cut_short(superlink: SuperLinkProcess, site: Site, ticket: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Announce a message, be killed before its objects are sent, and return its name."""
     named: list[str] = []
 
     def killed(*_: object) -> None:
@@ -167,6 +166,13 @@ def test_a_message_whose_upload_was_cut_short_is_said_to_be_unavailable(
         monkeypatch.setattr(first.grid._runtime_client, "PushObject", killed)
         with pytest.raises(KeyboardInterrupt):
             first.grid.push_named([message], named.extend)
+    return named
+
+
+def test_a_message_whose_upload_was_cut_short_is_said_to_be_unavailable(
+    superlink: SuperLinkProcess, site: Site, ticket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = cut_short(superlink, site, ticket, monkeypatch)
     with coordinator(superlink, ticket) as second:
         (reply,) = second.grid.pull_messages(named)
     assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
@@ -175,16 +181,7 @@ def test_a_message_whose_upload_was_cut_short_is_said_to_be_unavailable(
 def test_a_site_does_not_wait_for_the_rest_of_a_message_that_was_cut_short(
     superlink: SuperLinkProcess, site: Site, ticket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    named: list[str] = []
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with coordinator(superlink, ticket) as first:
-        message = Message(large(PART_BYTES // 8 + 3), site.node, "train", ttl=60)
-        monkeypatch.setattr(first.grid._runtime_client, "PushObject", killed)
-        with pytest.raises(KeyboardInterrupt):
-            first.grid.push_named([message], named.extend)
+    named = cut_short(superlink, site, ticket, monkeypatch)
     incoming = site.fleet.receive()
     assert incoming is not None
     with coordinator(superlink, ticket) as second, ThreadPoolExecutor() as pool:

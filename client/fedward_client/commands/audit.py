@@ -14,6 +14,7 @@ from fedward_client.config import load_site
 from fedward_client.evidence import build_pack, check_pack, compare, read_anchor, read_pack
 from fedward_common.audit import AuditLog, Finding
 from fedward_common.errors import LocalDataError
+from fedward_common.files import write_new_json
 
 __all__ = ["app"]
 
@@ -50,15 +51,7 @@ def audit_export(
 ) -> None:
     """Write log, head, key, ledger and version into one signed file, for an auditor; it holds nothing of a patient."""
     pack = build_pack(Budget(home), load_site(home), now=now())
-    try:
-        with file.open("x", encoding="utf-8") as handle:
-            json.dump(pack, handle, indent=1, ensure_ascii=False)
-            handle.write("\n")
-    except OSError as error:
-        msg = f"{file} cannot be written ({error.strerror})"
-        raise LocalDataError(
-            msg, remedy="give a new file's name in a folder of yours; nothing is overwritten"
-        ) from error
+    write_new_json(file, pack)
     typer.echo(f"{file}: {len(pack['lines'])} entries, signed by {pack['key']}")
     typer.echo(f"whoever gets it checks it with: fedward client audit check {file.name} --key {pack['key']}")
 

@@ -13,7 +13,7 @@ import re
 import secrets
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,7 @@ from fedward_common.study_file import StudyFile
 from fedward_server.admission import counts
 from fedward_server.centre import load_centre, roster_of
 from fedward_server.run_status import read_wish, write_wish
+from fedward_server.sqlite_file import opened, transaction
 from fedward_server.studies.lifecycle import LIVE, EndState, State, Wish, after_death, after_wish, given_up, run_wish
 
 __all__ = ["StudyBook", "StudyEntry"]
@@ -273,21 +274,14 @@ class StudyBook:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)) as database:
+        with opened(self._path, _BUSY_S) as database:
             database.row_factory = sqlite3.Row
-            database.execute("PRAGMA synchronous = FULL")
             yield database
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._open() as database:
-            database.execute("BEGIN IMMEDIATE")
-            try:
-                yield database
-            except BaseException:
-                database.rollback()
-                raise
-            database.commit()
+        with self._open() as database, transaction(database):
+            yield database
 
 
 def _entry(row: sqlite3.Row) -> StudyEntry:

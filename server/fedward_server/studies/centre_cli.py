@@ -13,7 +13,8 @@ from typing import Annotated, Any, Final
 import typer
 
 from fedward_common.audit_chain import Finding
-from fedward_common.errors import CoordinatorError, LocalDataError
+from fedward_common.errors import CoordinatorError
+from fedward_common.files import write_new_json
 from fedward_server.centre import load_centre
 from fedward_server.sites_cli import DEFAULT_CENTRE, CentreHome
 from fedward_server.studies.access import TOKEN_DAYS, Access, Role
@@ -145,15 +146,7 @@ def export_command(
 ) -> None:
     """Write the log into one signed file for an auditor."""
     pack = build_pack(centre_log(home), load_centre(home).advertised, stamp())
-    try:
-        with file.open("x", encoding="utf-8") as handle:
-            json.dump(pack, handle, indent=1, ensure_ascii=False)
-            handle.write("\n")
-    except OSError as error:
-        msg = f"{file} cannot be written ({error.strerror})"
-        raise LocalDataError(
-            msg, remedy="give a new file's name in a folder of yours; nothing is overwritten"
-        ) from error
+    write_new_json(file, pack)
     typer.echo(f"{file}: {len(pack['lines'])} entries, signed by {pack['key']}")
 
 

@@ -12,11 +12,7 @@ kills (`fedward_simulations.faults.killer`), however slow the computer is. After
 
 from __future__ import annotations
 
-import argparse
 import json
-import signal
-import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +23,6 @@ from typing import Any, Final, cast
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedward_common.errors import FedwardError
 from fedward_common.study import Study
 from fedward_server.checkpoint import read_checkpoint
 from fedward_server.coordinator import Coordinator
@@ -42,11 +37,11 @@ from fedward_simulations.faults.kill_book import (
     read_book,
 )
 from fedward_simulations.faults.killer import Kill, Killer, Supervisor, volleys_of
-from fedward_simulations.faults.stage import Ear
+from fedward_simulations.faults.stage import Ear, main_of
 from fedward_simulations.federation import settle
 from fedward_simulations.run import compose_plan
 
-__all__ = ["campaign", "main"]
+__all__ = ["campaign"]
 
 _STUDY: Final = (
     "study=breast_cancer", "model=linear", "privacy=dp", "training.local_steps=4", "training.sampling_rate=0.2",
@@ -171,26 +166,5 @@ def _counted(words: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(words).items()))
 
 
-def main() -> None:
-    """Run the campaign and print its figures; the exit code is 1 where a book has a flaw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="an empty folder to work in and to leave the books in")
-    parser.add_argument("--json", action="store_true", help="print the figures alone")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything that was started is ended
-    with tempfile.TemporaryDirectory(prefix="fedward-kills-") as name:
-        try:
-            figures = campaign(options.folder or Path(name), options.kills, options.seed)
-        except FedwardError as error:
-            sys.exit(f"{error.message}; {error.remedy}")
-    if options.json:
-        sys.stdout.write(json.dumps(figures) + "\n")
-    else:
-        sys.stdout.write("".join(f"{key}: {value}\n" for key, value in figures.items()))
-    sys.exit(1 if any(figures["flaws"].values()) else 0)
-
-
 if __name__ == "__main__":
-    main()
+    main_of(__doc__, campaign, kills=200)

@@ -12,13 +12,10 @@ site must count. What is wrong is listed, and the exit code is 1.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import signal
-import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,16 +24,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from fedward_common.errors import FedwardError
 from fedward_common.study import Study
 from fedward_server.application import AGAIN
 from fedward_simulations.engines.centre import Installation
 from fedward_simulations.engines.deployed import LoggedProcess
 from fedward_simulations.faults.kill_book import RULES, Flaw, flaws_of_site, read_book
+from fedward_simulations.faults.stage import main_of
 from fedward_simulations.federation import settle
 from fedward_simulations.run import compose_plan, run
 
-__all__ = ["ROUNDS", "Shot", "campaign", "main", "shots_of"]
+__all__ = ["ROUNDS", "Shot", "campaign", "shots_of"]
 
 Target = Literal["application", "superlink", "both"]
 Aim = Literal["time", "joined", "journal", "checkpoint"]
@@ -240,26 +237,5 @@ def _counted(words: Iterator[str]) -> dict[str, int]:
     return dict(sorted(Counter(words).items()))
 
 
-def main() -> None:
-    """Run the campaign and print its figures; the exit code is 1 where there is a flaw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="an empty folder to work in and to leave the books in")
-    parser.add_argument("--json", action="store_true", help="print the figures alone")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything that was started is ended
-    with tempfile.TemporaryDirectory(prefix="fedward-server-kills-") as name:
-        try:
-            figures = campaign(options.folder or Path(name), options.kills, options.seed)
-        except FedwardError as error:
-            sys.exit(f"{error.message}; {error.remedy}")
-    if options.json:
-        sys.stdout.write(json.dumps(figures) + "\n")
-    else:
-        sys.stdout.write("".join(f"{key}: {value}\n" for key, value in figures.items()))
-    sys.exit(1 if any(figures["flaws"].values()) else 0)
-
-
 if __name__ == "__main__":
-    main()
+    main_of(__doc__, campaign, kills=300)

@@ -308,21 +308,31 @@ def run_campaign(
     }
 
 
-def main_of(doc: str, campaign: Callable[[Path, int], dict[str, Any]]) -> None:
-    """Run a campaign from the command line and print its figures; the exit code is 1 where something is wrong."""
+def main_of(doc: str, campaign: Callable[..., dict[str, Any]], *, kills: int | None = None) -> None:
+    """Run a campaign from the command line and print its figures; the exit code is 1 where something is wrong.
+
+    Args:
+        doc: the module's, for ``--help``.
+        campaign: called with a folder and `seed`, and with `kills` where that is given.
+        kills: how many there are if the command line does not say.
+    """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
+    if kills is not None:
+        parser.add_argument("--kills", type=int, default=kills)
     parser.add_argument("--folder", type=Path, help="an empty folder to work in and to leave everything in")
     parser.add_argument("--json", action="store_true", help="print the figures alone")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything that was started is ended
     with tempfile.TemporaryDirectory(prefix="fedward-fault-") as name:
         try:
-            figures = campaign(options.folder or Path(name), options.seed)
+            asked = {"seed": options.seed} | ({} if kills is None else {"kills": options.kills})
+            figures = campaign(options.folder or Path(name), **asked)
         except FedwardError as error:
             sys.exit(f"{error.message}; {error.remedy}")
     if options.json:
         sys.stdout.write(json.dumps(figures) + "\n")
     else:
         sys.stdout.write("".join(f"{key}: {value}\n" for key, value in figures.items()))
-    sys.exit(1 if figures["flaws"] else 0)
+    flaws = figures["flaws"]
+    sys.exit(1 if any(flaws.values() if isinstance(flaws, dict) else flaws) else 0)
