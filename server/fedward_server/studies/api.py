@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import hashlib
-import importlib
-import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -35,6 +33,7 @@ from fedward_common.errors import (
 from fedward_common.study_file import MAX_BYTES, parse_study_file
 from fedward_server.admission import counts
 from fedward_server.centre import load_centre, roster_of
+from fedward_server.console.pages import add_pages
 from fedward_server.run_status import read_status
 from fedward_server.studies.access import Access, Caller
 from fedward_server.studies.book import StudyBook, StudyEntry
@@ -61,7 +60,6 @@ _WISHES: Final[dict[Wish, Action]] = {"pause": Action.PAUSE, "resume": Action.RE
 _LONGEST_WAIT_S: Final = 25.0
 _LOOK_S: Final = 0.25
 _MOST_ENTRIES: Final = 1000
-_CONSOLE: Final = "fedward_server.console"
 _LOCK_DOWN: Final = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
@@ -91,8 +89,7 @@ def build_api(home: Path) -> FastAPI:
     access = Access(home)
     app.include_router(api_router(home, access))
     _answer_errors(app)
-    if importlib.util.find_spec(_CONSOLE) is not None:
-        importlib.import_module(f"{_CONSOLE}.pages").add_pages(app, home, access)
+    add_pages(app, home, access)
     return app
 
 
