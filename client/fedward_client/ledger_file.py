@@ -23,9 +23,11 @@ from fedward_common.audit_chain import Position
 from fedward_common.errors import InstallationError, Refusal, RefusalCode
 from fedward_common.files import sync_folder
 from fedward_common.privacy import Spend
+from fedward_common.sqlite_file import log_ahead, transaction
 
 __all__ = ["LedgerFile", "set_aside_if_damaged"]
 
+_BUSY_S: Final = 30.0
 _VERSION: Final = 2
 _TABLES: Final = {
     "keys": "generation INTEGER PRIMARY KEY, proof BLOB NOT NULL",
@@ -102,16 +104,10 @@ class LedgerFile:
         Args:
             prepare: see to it that there is a key.
         """
-        with self._connected() as database:
-            database.execute("BEGIN IMMEDIATE")
-            try:
-                if prepare:
-                    self._first_key(database)
-                yield database
-            except BaseException:
-                database.execute("ROLLBACK")
-                raise
-            database.execute("COMMIT")
+        with self._connected() as database, transaction(database):
+            if prepare:
+                self._first_key(database)
+            yield database
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
@@ -127,8 +123,8 @@ class LedgerFile:
     def _connect(self) -> sqlite3.Connection:
         if not self.path.exists():
             os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
-        database = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        database.execute("PRAGMA journal_mode = WAL")
+        database = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+        log_ahead(database, _BUSY_S)
         database.execute("PRAGMA synchronous = FULL")
         return database
 

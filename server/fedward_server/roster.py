@@ -32,6 +32,7 @@ from fedward_common.enrolment import (
 from fedward_common.errors import CoordinatorError, EnrolmentCode, SignatureError
 from fedward_common.protocol import OURS, Release, compatible
 from fedward_common.signing import public_text, sign, verify
+from fedward_common.sqlite_file import opened, prepare, transaction
 from fedward_server.admission import (
     KEY_DAYS,
     OVERLAP,
@@ -42,7 +43,6 @@ from fedward_server.admission import (
     check_renewed_key,
     counts,
 )
-from fedward_server.sqlite_file import opened, transaction
 
 __all__ = ["Entry", "Event", "Roster", "Waiting"]
 
@@ -135,11 +135,7 @@ class Roster:
         self._path = path
         self._key = key
         self._unsealed_before: dict[tuple[str, str, State, str, str, str], Entry] = {}
-        if not path.exists():
-            path.touch(mode=0o600)
-        with self._open() as database:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.executescript(_SCHEMA)
+        prepare(path, _SCHEMA, _BUSY_S)
 
     @cached_property
     def public_key(self) -> str:

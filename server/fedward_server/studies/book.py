@@ -21,11 +21,11 @@ from pydantic import BaseModel, ConfigDict
 
 from fedward_common.errors import CoordinatorError, SignatureError, UnknownStudyError
 from fedward_common.files import replace_file, sync_folder
+from fedward_common.sqlite_file import opened, prepare, transaction
 from fedward_common.study_file import StudyFile
 from fedward_server.admission import counts
 from fedward_server.centre import load_centre, roster_of
 from fedward_server.run_status import read_wish, write_wish
-from fedward_server.sqlite_file import opened, transaction
 from fedward_server.studies.lifecycle import LIVE, EndState, State, Wish, after_death, after_wish, given_up, run_wish
 
 __all__ = ["StudyBook", "StudyEntry"]
@@ -94,11 +94,7 @@ class StudyBook:
         self._home = home
         load_centre(home)
         self._path = home / "studies.sqlite"
-        if not self._path.exists():
-            self._path.touch(mode=0o600)
-        with self._open() as database:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.executescript(_SCHEMA)
+        prepare(self._path, _SCHEMA, _BUSY_S)
 
     def entries(self) -> list[StudyEntry]:
         """Return all studies, in the order of their submission."""

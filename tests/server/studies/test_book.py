@@ -136,7 +136,7 @@ def test_two_who_submit_the_same_study_at_once_get_one_place(centre: StudiesCent
 
     def submit() -> None:
         book = StudyBook(centre.home)
-        barrier.wait()
+        barrier.wait(60)
         try:
             outcomes.append(book.submit(study_file, "ann", NOW).state)
         except CoordinatorError:
