@@ -45,8 +45,15 @@ def encode_weighted(update: npt.NDArray[np.float32], weight: int, *, bound: floa
     return np.rint(wide * SCALE).astype(np.int64) * np.int64(weight)
 
 
-def decode_mean(total: Integers, weight: int) -> npt.NDArray[np.float64]:
+def decode_mean(
+    total: Integers, weight: int, *, out: npt.NDArray[np.float64] | None = None
+) -> npt.NDArray[np.float64]:
     """Return the weighted mean that an integer sum stands for: ``total / (weight * 2**24)``.
+
+    Args:
+        total: the sum.
+        weight: what its updates counted for together.
+        out: where the mean goes, the same shape; None: into fresh memory.
 
     Raises:
         ValueError: the weights sum to less than 1.
@@ -54,4 +61,4 @@ def decode_mean(total: Integers, weight: int) -> npt.NDArray[np.float64]:
     if weight < 1:
         msg = "the weights sum to less than 1"
         raise ValueError(msg)
-    return total.astype(np.float64) / (float(weight) * SCALE)
+    return np.divide(total, float(weight) * SCALE, out=out)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,9 @@ __all__ = ["Aggregator", "Mean", "Streaming", "add_into", "aggregator_for"]
 
 Weights = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
+
+_BLOCK: Final = 1 << 18
+"""Numbers that are added up at a time: two megabytes of each vector, so that they stay in the processor's cache."""
 
 
 class Aggregator(Protocol):
@@ -115,30 +118,44 @@ class Mean:
         """
         size = len(self._weights)
         new = file_vector(size, self._folder)
+        room = _Room(min(size, _BLOCK))
         if isinstance(self._step, Scaled):
-            for part in blocks(size):
-                new[part] = self._weights[part].astype(np.float64) + self._step(self._mean(part))
+            for part in blocks(size, _BLOCK):
+                change = self._step(self._mean(part, room, room.mean[: part.stop - part.start]))
+                new[part] = np.add(change, self._weights[part], out=change)
                 let_go(self._weights)
                 let_go(new)
         else:  # it carries whole vectors, so there is one of the mean as well
             mean = np.empty(size, dtype=np.float64)
-            for part in blocks(size):
-                mean[part] = self._mean(part)
+            for part in blocks(size, _BLOCK):
+                self._mean(part, room, mean[part])
             step = self._step(mean)
-            for part in blocks(size):
-                new[part] = self._weights[part].astype(np.float64) + step[part]
+            for part in blocks(size, _BLOCK):
+                new[part] = np.add(step[part], self._weights[part], out=room.mean[: part.stop - part.start])
         self._stored = []
         return new
 
-    def _mean(self, part: slice) -> npt.NDArray[np.float64]:
-        total = np.zeros(part.stop - part.start, dtype=np.int64) if self._total is None else self._total[part].copy()
+    def _mean(self, part: slice, room: _Room, out: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        count = part.stop - part.start
+        total, values = room.total[:count], room.values[:count]
+        total[:] = 0 if self._total is None else self._total[part]
         for update in self._stored:
-            add_into(total, update.body.read(part))
-        return decode_mean(total, self._weight)
+            update.body.read_into(values, part.start)
+            add_into(total, values)
+        return decode_mean(total, self._weight, out=out)
 
     def state(self) -> State:
         """See `Aggregator.state`."""
         return self._step.state()
+
+
+class _Room:
+    """What one block needs, made once: fresh memory for each would cost more than the sums."""
+
+    def __init__(self, size: int) -> None:
+        self.total = np.empty(size, dtype=np.int64)
+        self.values = np.empty(size, dtype=np.int64)
+        self.mean = np.empty(size, dtype=np.float64)
 
 
 def add_into(total: Integers, values: Integers) -> None:

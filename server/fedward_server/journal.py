@@ -246,8 +246,8 @@ class Story:
 class Body(Protocol):
     """The values of an update that are on the disk."""
 
-    def read(self, part: slice) -> Values:
-        """Return these of them, int64."""
+    def read_into(self, values: Values, first: int) -> None:
+        """Fill a vector with those from number `first` on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +260,9 @@ class StoredUpdate:
 
     def whole(self) -> Update:
         """Return the update with its values, in memory."""
-        return replace(self.head, values=self.body.read(slice(0, self.size)))
+        values = np.empty(self.size, dtype=np.int64)
+        self.body.read_into(values, 0)
+        return replace(self.head, values=values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -54,15 +55,16 @@ class StoredBody:
     offset: int
     size: int
 
-    def read(self, part: slice) -> Values:
-        """Return these of its integers.
+    def read_into(self, values: Values, first: int) -> None:
+        """See `fedward_server.journal.Body`.
 
         Raises:
             InstallationError: they cannot be read any more.
+            ValueError: the body has not so many.
         """
-        first = int(part.start or 0)
-        count = min(int(part.stop), self.size // _ITEM) - first
-        values = np.empty(count, dtype="<i8")
+        if first * _ITEM + values.nbytes > self.size:
+            msg = f"a body of {self.size // _ITEM} numbers has no {len(values)} from {first} on"
+            raise ValueError(msg)
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(self.offset + first * _ITEM)
@@ -70,7 +72,8 @@ class StoredBody:
                     raise _unwritable(self.path, OSError("it ends too early"))
         except OSError as error:
             raise _unwritable(self.path, error) from error
-        return values.astype(np.int64, copy=False)
+        if sys.byteorder == "big":
+            values.byteswap(inplace=True)
 
 
 class JournalFile:

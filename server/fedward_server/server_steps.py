@@ -21,7 +21,7 @@ class Step(Protocol):
     """Turns the mean update of a round into the change of the global model."""
 
     def __call__(self, mean: Vector) -> Vector:
-        """Return the change of the model."""
+        """Return the change of the model, in the memory of `mean` where the rule needs no other."""
 
     def state(self) -> State:
         """Return what is carried from round to round."""
@@ -35,7 +35,7 @@ class Scaled:
 
     def __call__(self, mean: Vector) -> Vector:
         """See `Step`."""
-        return self._factor * mean
+        return np.multiply(mean, self._factor, out=mean)
 
     def state(self) -> State:
         """See `Step.state`: nothing."""

@@ -123,7 +123,11 @@ def test_a_body_in_parts_is_the_record_that_a_whole_one_is(tmp_path: Path) -> No
     for path, parts in zip(paths, (1, 7), strict=True):
         journal = JournalFile.create(path, BEGUN)
         body = stored(journal, update(values), parts=parts).body
-        np.testing.assert_array_equal(body.read(slice(20, 60)), values[20:60])
+        found = np.empty(40, dtype=np.int64)
+        body.read_into(found, 20)
+        np.testing.assert_array_equal(found, values[20:60])
+        with pytest.raises(ValueError, match="a body of 100 numbers has no 40 from 61 on"):
+            body.read_into(found, 61)
         journal.close()
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
@@ -161,7 +165,7 @@ def test_a_body_that_is_gone_names_the_file(journal: JournalFile) -> None:
     body = stored(journal, update(np.arange(15))).body
     journal.path.write_bytes(journal.path.read_bytes()[: body.offset + 8])  # type: ignore[attr-defined]
     with pytest.raises(InstallationError, match=r"journal\.fedward"):
-        body.read(slice(0, 15))
+        body.read_into(np.empty(15, dtype=np.int64), 0)
 
 
 # ----------------------------------------------------------------------------------------------------- the gatekeeper

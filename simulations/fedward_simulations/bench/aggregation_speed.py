@@ -5,8 +5,8 @@
 Adding one number reads it, reads the sum and writes the sum: 24 bytes. The memory's own figure is the best of NumPy's
 copy and its triad over arrays far larger than any cache, by the same count of bytes (STREAM's, without the reads that
 a write of a whole line may cost). `add` is what an update in memory costs; `stored` is what the deployed coordinator
-does: it reads the updates of a round from the journal's file, a block of each at a time, and decodes the mean of the
-block. The sides take turns, and the best of each counts.
+does: it reads the updates of a round from the journal's file, a block of each at a time, decodes the mean of the
+block and writes the next model into a file's pages. The sides take turns, and the best of each counts.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _stored_mean(values: np.ndarray[tuple[int], np.dtype[np.int64]], sites: int,
             file.write(values.astype("<i8", copy=False).data)
     weights = np.zeros(len(values), dtype=np.float32)
     head = Update("site", "d" * 64, 1, 1, 0, np.zeros(0, dtype=np.int64), {})
-    mean = Mean(Scaled(1.0))
+    mean = Mean(Scaled(1.0), folder)
 
     def run() -> object:
         mean.start(weights)
