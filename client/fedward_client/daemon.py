@@ -78,6 +78,7 @@ _STEP_S: Final = 150.0  # longer than one request's patience and time-out togeth
 _REMIND_S: Final = 3600.0
 _TRIES: Final = 5
 _DISK: Final = "is the disk of the site's folder full, or read-only?"
+_UNKEPT: Final = Refusal(RefusalCode.INTERNAL, "the site's folder takes no file", remedy=_DISK)
 _RENEW: Final = "fedward client renew"
 _INSPECTED: Final = "whoever runs it reads models and updates; a reply that it changes is refused by the coordinator"
 
@@ -269,8 +270,7 @@ class Daemon:
                 if incoming is None:
                     self._stop.wait(pause_s(time.monotonic() - active))
                     continue
-                self._mailbox.announced(_key(incoming), incoming.to_bytes())
-                self._answer(fleet, incoming)
+                self._answer(fleet, incoming, kept=self._keep(incoming))
                 active = time.monotonic()
             except NotAdmittedError:
                 raise
@@ -317,12 +317,22 @@ class Daemon:
         finally:
             self._waiting = False
 
-    def _answer(self, fleet: FleetConnection, incoming: Incoming) -> None:
+    def _keep(self, incoming: Incoming) -> bool:
+        """Return whether a message is in the inbox, where a killed daemon finds it again."""
+        try:
+            self._mailbox.announced(_key(incoming), incoming.to_bytes())
+        except OSError as error:
+            _log.error("mail_not_kept", cause=error.strerror, remedy=_DISK)
+            return False
+        return True
+
+    def _answer(self, fleet: FleetConnection, incoming: Incoming, *, kept: bool = True) -> None:
+        """Answer a message; one that could not be kept is refused, so that its round does not wait for this site."""
         head = incoming.head
         log = _log.bind(run=str(head.metadata.run_id), type=head.metadata.message_type)
         started = time.monotonic()
         try:
-            content = self._work(fleet, incoming)
+            content = self._work(fleet, incoming) if kept else self._site.refuse(_UNKEPT)
         except RunOverError:
             self._mailbox.abandoned(_key(incoming), incoming.object_ids())
             log.info("run_over")

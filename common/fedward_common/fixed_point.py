@@ -45,9 +45,7 @@ def encode_weighted(update: npt.NDArray[np.float32], weight: int, *, bound: floa
     return np.rint(wide * SCALE).astype(np.int64) * np.int64(weight)
 
 
-def decode_mean(
-    total: Integers, weight: int, *, out: npt.NDArray[np.float64] | None = None
-) -> npt.NDArray[np.float64]:
+def decode_mean(total: Integers, weight: int, *, out: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.float64]:
     """Return the weighted mean that an integer sum stands for: ``total / (weight * 2**24)``.
 
     Args:

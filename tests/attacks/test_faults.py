@@ -72,3 +72,13 @@ def test_a_centre_without_space_says_so_and_goes_on_in_the_same_round(tmp_path: 
     fault = disk_full.CentreFull(rounds=ROUNDS)
     lossless(tmp_path / "run", fault, undisturbed)
     assert "space" in fault.notes["stopped_with"]
+
+
+def test_a_site_without_space_refuses_and_no_round_waits_for_it(tmp_path: Path) -> None:
+    if not disk_full.can_mount(tmp_path / "probe"):
+        pytest.skip("only root mounts a small file system")
+    fault = disk_full.SiteFull(rounds=ROUNDS, site="east", struck=1)
+    outcome = rehearse(tmp_path / "run", fault, private=True)
+    assert outcome.flaws == []
+    assert disk_full.wrong_with("east", fault, outcome.result) == []
+    assert fault.notes["lines_that_say_what_to_do"]

@@ -318,6 +318,22 @@ def test_a_message_of_the_pinned_bundle_is_answered(superlink: SuperLinkProcess,
 
 
 @pytest.mark.deployed
+def test_a_message_that_finds_the_disk_full_is_refused_at_once_and_never_fetched(
+    superlink: SuperLinkProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedward_client.mailbox.replaced_file", full)
+
+    reply, desk = ask(superlink, tmp_path / "site", code_free_bundle())
+
+    assert reason(reply) == "internal_error"
+    assert [refusal.remedy for refusal in desk.refused] == ["is the disk of the site's folder full, or read-only?"]
+    assert not desk.seen
+
+
+@pytest.mark.deployed
 def test_bundle_with_another_digest_is_refused_and_never_imported(superlink: SuperLinkProcess, tmp_path: Path) -> None:
     marker = tmp_path / "imported"
 

@@ -4,8 +4,9 @@
 
 Each folder lies on a small file system of its own, which is filled to the last byte while a round is open (it takes
 root to mount one). The centre stops with what to do, and goes on in the same round once there is space: nobody is asked
-twice, and the model has the bits of the undisturbed run. The site's space comes back after 5 s; it loses two rounds at
-most, says in its log what to do, and its books stay whole.
+twice, and the model has the bits of the undisturbed run. The site refuses what it cannot keep, so that no round waits
+for it; its space comes back before the next round but one. It loses the rounds until then, says in its log what to do,
+and its books stay whole.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ import errno
 import random
 import shutil
 import subprocess
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,15 +26,16 @@ from flwr.serverapp import Grid
 
 from fedward_common.errors import InstallationError
 from fedward_server.coordinator import Coordinator
-from fedward_server.result import RunResult
+from fedward_server.result import RoundResult, RunResult
 from fedward_server.rounds import Roster
 from fedward_simulations.faults.killer import SITES
 from fedward_simulations.faults.stage import Fault, Scene, main_of, run_campaign
 
-__all__ = ["CentreFull", "SiteFull", "SmallDisk", "campaign", "can_mount"]
+__all__ = ["CentreFull", "SiteFull", "SmallDisk", "campaign", "can_mount", "wrong_with"]
 
 _KIB: Final = 1024
 _FILLER: Final = "filler"
+_PROMPT: Final = 0.5  # of the deadline: a round that waited for the site would take all of it
 
 
 class SmallDisk:
@@ -134,28 +134,27 @@ class CentreFull(_Full):
 
 @dataclass
 class SiteFull(_Full):
-    """The folder of `site` is full from a round's opening on, for `seconds`."""
+    """The folder of `site` is full from a round's opening to the end of the round after it."""
 
     site: str = "south"
-    seconds: float = 5.0
 
     def settled(self, homes: Mapping[str, Path]) -> None:
         """Give the site's folder a disk of its own."""
         self.mount(homes[self.site], 4096)
 
-    def opens(self, scene: Scene, round_: int) -> None:
+    def opens(self, scene: Scene, round_: int) -> None:  # noqa: ARG002
         """Fill it."""
         if round_ == self.struck:
             self.disks[0].fill()
-            threading.Thread(target=self._free, args=(scene,), daemon=True).start()
 
-    def _free(self, scene: Scene) -> None:
-        time.sleep(self.seconds)
-        self.disks[0].free()
-        log = (scene.logs / f"{self.site}.log").read_text(encoding="utf-8", errors="replace")
-        self.notes["lines_that_say_what_to_do"] = sum(
-            "remedy" in line or "free space" in line for line in log.split("\n")
-        )
+    def closed(self, scene: Scene, entry: RoundResult) -> None:
+        """Free it."""
+        if entry.round == self.struck + 1:
+            self.disks[0].free()
+            log = (scene.logs / f"{self.site}.log").read_text(encoding="utf-8", errors="replace")
+            self.notes["lines_that_say_what_to_do"] = sum(
+                "remedy" in line or "free space" in line for line in log.split("\n")
+            )
 
 
 def _centre(fault: Fault, result: RunResult) -> list[str]:
@@ -163,14 +162,18 @@ def _centre(fault: Fault, result: RunResult) -> list[str]:
     return found if "space" in fault.notes.get("stopped_with", "") else [*found, "nobody said that there is no space"]
 
 
-def _site(site: str, fault: Fault, result: RunResult) -> list[str]:
+def wrong_with(site: str, fault: Fault, result: RunResult) -> list[str]:
+    """Return what a site without space cost beyond two rounds of its own, and whether a round waited for it."""
     found = []
     for entry in result.rounds:
         for name, part in entry.statuses.items():
-            struck = name == site and entry.round in {_struck(fault), _struck(fault) + 1}
-            if part.status != "accepted" and not (struck and part.status in {"missed", "late", "absent"}):
+            hit = name == site and entry.round in {_struck(fault), _struck(fault) + 1}
+            if part.status != ("missed" if hit else "accepted"):
                 found.append(f"{name} is {part.status} ({part.reason}) in round {entry.round}")
-    fault.notes["struck_round"] = result.rounds[_struck(fault) - 1].statuses[site].model_dump(exclude_none=True)
+        if entry.seconds > fault.deadline_s * _PROMPT:
+            found.append(f"round {entry.round} took {entry.seconds:.1f} s of {fault.deadline_s:g}")
+    struck = result.rounds[_struck(fault) - 1].statuses[site]
+    fault.notes["struck_round"] = struck.model_dump(exclude_none=True)
     return found
 
 
@@ -193,7 +196,7 @@ def campaign(folder: Path, seed: int, *, rounds: int = 4) -> dict[str, Any]:
     hospital = partial(SiteFull, rounds=rounds, struck=struck, site=site, deadline_s=20.0)
     parts = {
         "centre": run_campaign(folder / "centre", centre, lossless=True, judge=_centre),
-        "site": run_campaign(folder / "site", hospital, lossless=False, judge=partial(_site, site)),
+        "site": run_campaign(folder / "site", hospital, lossless=False, judge=partial(wrong_with, site)),
     }
     flaws = [f"{name}: {flaw}" for name, part in parts.items() for flaw in part.pop("flaws")]
     return {"seed": seed, "site_struck": site, "in_round": struck, **parts, "flaws": flaws}
