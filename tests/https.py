@@ -20,6 +20,7 @@ import yaml
 
 from fedward_common.certificates import Authority, ServerCertificate, create_authority, create_node_key
 from fedward_common.certificates import issue_server_certificate as issue
+from fedward_simulations.ports import free_ports
 
 PINNED = "a" * 64
 
@@ -113,8 +114,7 @@ def _relay(one: socket.socket, other: socket.socket) -> None:
 
 def closed_port() -> int:
     """Return a port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def new_authority(*, valid_from: dt.timedelta = dt.timedelta(0), days: int = 90) -> Authority:

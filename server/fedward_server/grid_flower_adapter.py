@@ -43,7 +43,7 @@ from fedward_common.errors import CoordinatorError, RejectedReply, TransportErro
 from fedward_common.flower_adapter import INLINE_BYTES, entry_on_demand
 from fedward_common.packing import PART_KEY
 
-__all__ = ["INTERNAL_NAMES", "PATIENCE_S", "CoordinatorGrid", "patient", "translated"]
+__all__ = ["INTERNAL_NAMES", "PATIENCE_S", "CoordinatorGrid", "RunEndedError", "in_run", "patient", "translated"]
 
 INTERNAL_NAMES: Final[dict[str, str]] = {
     "flwr.app.message": "make_message remove_content_from_message",
@@ -154,6 +154,11 @@ class CoordinatorGrid(HttpGrid):
         self._taken: list[ProtoMetadata] = []
         self._later = _Later()
 
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes that are connected; raise as `push_messages` does."""
+        with in_run("the connected nodes cannot be listed"):
+            return list(super().get_node_ids())
+
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages and return their identifiers, in order; an empty one for what the SuperLink does not take.
 
@@ -173,7 +178,7 @@ class CoordinatorGrid(HttpGrid):
     def push_named(self, messages: Iterable[Message], note: Callable[[list[str]], None]) -> list[str]:
         """Push messages as `push_messages` does; `note` is told the identifiers of each batch before it leaves."""
         identifiers: list[str] = []
-        with translated("messages cannot be sent"), inflatable_object.no_object_id_recompute():
+        with in_run("messages cannot be sent"), inflatable_object.no_object_id_recompute():
             for batch in _batched(messages, _BATCH):
                 request, objects = PushAppMessagesRequest(), Objects()
                 for message in batch:
@@ -219,7 +224,7 @@ class CoordinatorGrid(HttpGrid):
         """
         wanted = list(message_ids)
         self.settle()
-        with translated("replies cannot be fetched"):
+        with in_run("replies cannot be fetched"):
             reply = self._first_whole(set(wanted))
             if reply is None:
                 self._doorbell.wait_ms = _WAIT_MS if not self._arrived else _LOOK_MS
@@ -335,7 +340,7 @@ class CoordinatorGrid(HttpGrid):
         Raises:
             RejectedReply: it is not there, or no part.
         """
-        with translated("a part of a reply cannot be fetched"):
+        with in_run("a part of a reply cannot be fetched"):
             try:
                 record = ConfigRecord.inflate(self._pull_all([object_id])[object_id])
                 (part,) = record.values()
@@ -384,11 +389,20 @@ def _batched(messages: Iterable[Message], size: int) -> Iterator[list[Message]]:
         yield batch
 
 
+class RunEndedError(TransportError):
+    """The SuperLink has ended the run; a process that starts anew goes on in another, from its journal."""
+
+    code = "run_ended"
+
+
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn what httpx raises into errors of ours."""
+    """Turn what httpx and Flower's retries raise into errors of ours."""
     try:
         yield
+    except RunNotRunningException as error:  # a BaseException: nothing else would catch it
+        msg = f"{what}: the SuperLink has ended the run"
+        raise RunEndedError(msg, remedy="start again: the study goes on in a new run of the SuperLink") from error
     except httpx.HTTPStatusError as error:
         msg = f"{what} (HTTP {error.response.status_code})"
         raise CoordinatorError(msg, remedy="does the coordinator's secret match the SuperLink's?") from error
@@ -400,6 +414,18 @@ def translated(what: str) -> Iterator[None]:
         raise TransportError(
             msg, remedy="send it again: the upload took too long, or its session was replaced"
         ) from error
+
+
+@contextlib.contextmanager
+def in_run(what: str) -> Iterator[None]:
+    """Do as `translated` for who has a run's token: the SuperLink forgets it when it ends the run."""
+    with translated(what):
+        try:
+            yield
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                raise RunNotRunningException from error
+            raise
 
 
 def patient(seconds: float) -> RetryInvoker:

@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedward_common.errors import CoordinatorError, TransportError
 from fedward_common.files import replace_file
-from fedward_server.grid_flower_adapter import PATIENCE_S, CoordinatorGrid, patient, translated
+from fedward_server.grid_flower_adapter import PATIENCE_S, CoordinatorGrid, RunEndedError, in_run, patient, translated
 
 __all__ = ["INTERNAL_NAMES", "LastingSession", "lasting_session", "task_session"]
 
@@ -166,10 +166,10 @@ def _rejoined(address: str, path: Path, patience_s: float) -> LastingSession | N
     with contextlib.ExitStack() as stack:
         stack.callback(grid.close)
         try:
-            with translated("the run cannot be rejoined"):
+            with in_run("the run cannot be rejoined"):
                 grid._runtime_client.SendTaskHeartbeat(runtime_pb2.SendTaskHeartbeatRequest())  # noqa: SLF001  (as Flower's own caller)
             given = given if ticket.input else _pull_input(grid)
-        except (CoordinatorError, RunNotRunningException):
+        except (CoordinatorError, RunEndedError):
             return None
         stack.pop_all()
     _write(path, ticket.run_id, ticket.token, given)
@@ -226,7 +226,7 @@ def _acquire(address: str, secret: bytes) -> tuple[int, str] | None:
 
 
 def _pull_input(grid: CoordinatorGrid) -> Input:
-    with translated("the run's input cannot be read"):
+    with in_run("the run's input cannot be read"):
         return grid._runtime_client.PullTaskInput(runtime_pb2.PullTaskInputRequest())  # noqa: SLF001  (as Flower's own caller)
 
 

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from flwr.common.constant import SubStatus
+from flwr.proto import runtime_pb2
 
 from fedward_common.study import Study
 from fedward_server.application import AGAIN, main
+from fedward_server.centre import load_centre
+from fedward_server.grid_flower_adapter import CoordinatorGrid
 from fedward_server.result import RunResult
 from fedward_server.run_status import ENDED, RunStatus, read_status, write_wish
 from fedward_simulations.engines.centre import Installation
@@ -58,6 +62,15 @@ class Stage:
             time.sleep(0.05)
         return process.exit_code
 
+    def end_run_at_the_superlink(self) -> None:
+        """Report the run's task as done, in the place of its process."""
+        ticket = json.loads((self.folder / "session.json").read_text())
+        config = load_centre(self.installation.home)
+        grid = CoordinatorGrid(f"{config.private_host}:{config.private_port}", ticket["token"])
+        request = runtime_pb2.PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="ended from outside")
+        grid._runtime_client.PushTaskOutput(request)
+        grid.close()
+
     def result(self) -> RunResult:
         return RunResult.model_validate_json((self.folder / "result.json").read_bytes())
 
@@ -66,7 +79,8 @@ class Stage:
 def stage_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Stage]]:
     """Return a maker of stages on one installation, each with a study of its own."""
     root = tmp_path_factory.mktemp("application")
-    overrides = {number: [*STUDY, f"training.learning_rate={0.1 * (number + 1):.1f}"] for number in range(6)}
+    overrides = {number: [*STUDY, f"training.learning_rate={0.1 * (number + 1):.1f}"] for number in range(7)}
+    overrides[6].append("training.rounds=30")  # long enough for something to happen meanwhile
     plans = {number: compose_plan(given) for number, given in overrides.items()}
     homes: dict[str, Path] = {}
     for plan, federation, study in plans.values():
@@ -145,6 +159,21 @@ def test_what_ends_the_process_does_not_end_the_run(
     assert result.model is not None
     assert (result.status, result.model.sha256) == ("completed", stage.reference)
     assert all(len(entry.sites) == 4 for entry in result.rounds)
+
+
+def test_a_study_goes_on_in_another_run_where_the_superlink_has_ended_the_first(
+    stage_of: Callable[[int], Stage],
+) -> None:
+    stage = stage_of(6)
+    process = stage.start()
+    stage.await_status(lambda status: status.round >= 1)
+    stage.end_run_at_the_superlink()
+    assert stage.await_exit(process) == AGAIN
+
+    assert stage.await_exit(stage.start()) == 0
+    result = stage.result()
+    assert result.model is not None
+    assert (result.status, result.model.sha256) == ("completed", stage.reference)
 
 
 def test_a_study_that_nobody_trusted_signed_is_not_begun(

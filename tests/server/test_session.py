@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 from flwr.app import Message
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import ErrorCode, SubStatus
 
 from fedward_common.errors import CoordinatorError, Refusal
 from fedward_common.packing import PART_BYTES
 from fedward_server import runtime_flower_adapter, session_flower_adapter
-from fedward_server.grid_flower_adapter import CoordinatorGrid
+from fedward_server.grid_flower_adapter import CoordinatorGrid, RunEndedError
 from fedward_server.runtime_flower_adapter import LEASE_S
 from fedward_server.session_flower_adapter import LastingSession, lasting_session
 from fedward_server.superlink_client import code_free_bundle
@@ -250,6 +250,20 @@ def test_a_ticket_of_a_run_that_is_over_begins_a_new_run(superlink: SuperLinkPro
     with coordinator(superlink, ticket) as session:
         assert not session.rejoined
         assert session.grid.lineage != run
+
+
+def test_a_run_that_the_superlink_ends_meanwhile_is_an_error_of_ours_and_another_begins(
+    superlink: SuperLinkProcess, site: Site, ticket: Path
+) -> None:
+    with coordinator(superlink, ticket) as session:
+        session_flower_adapter._push_output(session.grid, session.context, SubStatus.COMPLETED, "")
+        with pytest.raises(RunEndedError, match="has ended the run"):
+            session.grid.get_node_ids()
+        with pytest.raises(RunEndedError, match="has ended the run"):
+            ask(session.grid, site)
+    with coordinator(superlink, ticket) as another:
+        assert not another.rejoined
+        assert another.grid.lineage != session.grid.lineage
 
 
 def test_killed_before_the_task_is_begun_it_is_begun_by_the_next(superlink: SuperLinkProcess, ticket: Path) -> None:

@@ -19,6 +19,7 @@ from fedward_common.errors import InstallationError
 from fedward_simulations.bench import round_latency, stock_flower, stock_job
 from fedward_simulations.bench.harness import filesystem
 from fedward_simulations.bench.stock_flower import _Processes
+from fedward_simulations.ports import free_ports
 from fedward_simulations.run import compose_plan
 
 MODULE = "fedward_simulations.bench.round_latency"
@@ -73,9 +74,10 @@ def test_run_config_is_toml_of_flowers_kind() -> None:
 
 # -------------------------------------------------------------------------------------------------------- the processes
 def test_ports_are_free_and_each_is_another() -> None:
-    ports = stock_flower._free_ports(8)
+    ports = free_ports(8)
 
     assert len(set(ports)) == 8
+    assert max(ports) < int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", ports[0]))
 

@@ -21,6 +21,7 @@ from typing import Final, Self
 
 from fedward_common.errors import InstallationError
 from fedward_simulations.bench import stock_job
+from fedward_simulations.ports import free_ports
 
 __all__ = ["run_stock"]
 
@@ -78,7 +79,7 @@ def run_stock(folder: Path, sites: Sequence[str], config: Mapping[str, str | int
     values = {**config, "marks": str(marks)}
     lines = "\n".join(f"{key} = {_toml(value)}" for key, value in values.items())
     (app / "pyproject.toml").write_text(_PYPROJECT.format(config=lines), encoding="utf-8")
-    address, *ports = (f"127.0.0.1:{port}" for port in _free_ports(1 + len(sites)))
+    address, *ports = (f"127.0.0.1:{port}" for port in free_ports(1 + len(sites)))
     (folder / "config.toml").write_text(_CONNECTION.format(address=address), encoding="utf-8")
     with _Processes(folder, limit + _SPARE_S) as processes:
         host, _, port = address.rpartition(":")
@@ -97,15 +98,6 @@ def _toml(value: str | float) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else str(value)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return loopback ports that nobody listens on now; others may take one before it is used."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
 
 
 class _Processes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -20,6 +19,7 @@ from fedward_common.study_file import StudyFile
 from fedward_server.centre import create_centre, invitation, load_centre
 from fedward_server.checkpoint import write_atomically
 from fedward_simulations.engines.deployed import LoggedProcess
+from fedward_simulations.ports import free_ports
 
 __all__ = ["Installation"]
 
@@ -42,10 +42,8 @@ class Installation:
         with contextlib.ExitStack() as stack:
             self.logs.mkdir(parents=True)
             now = dt.datetime.now(dt.UTC)
-            ports = {name: _free_port() for name in ("public_port", "private_port")}
-            create_centre(
-                self.home, "127.0.0.1", ports["public_port"], now, bind="127.0.0.1", private_port=ports["private_port"]
-            )
+            public, private = free_ports(2)
+            create_centre(self.home, "127.0.0.1", public, now, bind="127.0.0.1", private_port=private)
             settings = self.home / "superlink.json"
             settings.write_text(json.dumps({**json.loads(settings.read_text()), "enrolments_per_minute": 1000}))
             stack.callback(self._stop_all)
@@ -95,9 +93,3 @@ class Installation:
     def _stop_all(self) -> None:
         for stack in self._current.values():
             stack.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
