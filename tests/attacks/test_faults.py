@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from fedward_simulations.faults import clock_jump, disk_full, memory, network, power_loss, slow_site
+from fedward_simulations.faults import (
+    clock_jump,
+    disk_full,
+    expired_certificate,
+    memory,
+    network,
+    power_loss,
+    slow_site,
+)
+from fedward_simulations.faults.centre_stage import rehearse_installed
 from fedward_simulations.faults.road import Weather
 from fedward_simulations.faults.stage import Fault, Outcome, rehearse
 
@@ -82,3 +91,12 @@ def test_a_site_without_space_refuses_and_no_round_waits_for_it(tmp_path: Path) 
     assert outcome.flaws == []
     assert disk_full.wrong_with("east", fault, outcome.result) == []
     assert fault.notes["lines_that_say_what_to_do"]
+
+
+def test_a_certificate_that_expires_keeps_a_site_out_until_it_is_renewed_and_no_longer(tmp_path: Path) -> None:
+    fault = expired_certificate.Expiry("south", 2)
+    flaws = rehearse_installed(tmp_path / "run", fault.act, rounds=30, seed=1, private=True, excused=fault.excuses)
+    assert flaws == []
+    assert fault.away[0] in fault.missed
+    assert fault.notes["lines_that_say_why"]
+    assert not fault.notes["site_started_again"]

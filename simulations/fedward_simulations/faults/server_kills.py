@@ -20,18 +20,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from fedward_common.study import Study
 from fedward_server.application import AGAIN
 from fedward_simulations.engines.centre import Installation
 from fedward_simulations.engines.deployed import LoggedProcess
-from fedward_simulations.faults.kill_book import RULES, Flaw, flaws_of_site, read_book
+from fedward_simulations.faults.centre_stage import rehearse_installed
+from fedward_simulations.faults.kill_book import RULES, Flaw
 from fedward_simulations.faults.stage import main_of
-from fedward_simulations.federation import settle
-from fedward_simulations.run import compose_plan, run
 
 __all__ = ["ROUNDS", "Shot", "campaign", "shots_of"]
 
@@ -39,12 +37,6 @@ Target = Literal["application", "superlink", "both"]
 Aim = Literal["time", "joined", "journal", "checkpoint"]
 
 ROUNDS: Final = 10
-_STUDY: Final = (
-    "study=breast_cancer", "model=linear", "training.local_steps=4", "training.learning_rate=0.5",
-    "aggregation.deadline_seconds=120", "engine=deployed", "evaluation.bootstrap=100",
-)  # fmt: skip
-_PRIVATE: Final = ("privacy=dp", "training.sampling_rate=0.2")
-_PLAIN: Final = ("privacy=none",)
 _TARGETS: Final[Mapping[Target, int]] = {"application": 3, "superlink": 1, "both": 1}
 _AFTER_S: Final[Mapping[Aim, float]] = {"time": 6.0, "joined": 0.3, "journal": 0.05, "checkpoint": 0.05}
 _LATER: Final = 6
@@ -80,7 +72,7 @@ class _Range:
     folder: Path
     superlink: LoggedProcess
     application: LoggedProcess
-    kills: list[tuple[Shot, int]] = field(default_factory=list)
+    kills: list[tuple[Shot, int]]
 
     def fire(self, shot: Shot) -> bool:
         """Wait for the shot's moment and kill, then start again what was killed; False if the run ended before."""
@@ -184,53 +176,18 @@ def campaign(folder: Path, kills: int, seed: int, *, kills_a_run: int = _KILLS_A
 def _one_run(
     folder: Path, shots: Sequence[Shot], seed: int, *, private: bool
 ) -> tuple[list[tuple[Shot, int]], list[Flaw]]:
-    folder.mkdir(parents=True)
-    overrides = [*_STUDY, *(_PRIVATE if private else _PLAIN), f"training.rounds={ROUNDS}", f"seed={seed}"]
-    plan, federation, study = compose_plan(overrides)
-    homes = settle(federation, study, plan.policy, folder / "sites")
-    approved = {site: json.loads((home / "approvals.json").read_bytes()) for site, home in homes.items()}
-    with Installation(folder, homes) as installation:
-        run_folder = installation.submit(study)
+    kills: list[tuple[Shot, int]] = []
+
+    def act(installation: Installation, run_folder: Path) -> int | None:
         superlink = installation.start_superlink()
-        target = _Range(installation, run_folder, superlink, installation.start_application(run_folder))
+        target = _Range(installation, run_folder, superlink, installation.start_application(run_folder), kills)
         for shot in shots:
             if not target.fire(shot):
                 break
-        code = target.finish()
-    flaws = list(_flaws_of_run(run_folder, study, code))
-    if not private:
-        flaws += _other_bits(run_folder, folder / "reference", overrides)
-    for site, home in homes.items():
-        flaws += flaws_of_site(read_book(home, site), [], approved[site], []) if private else []
-    return target.kills, flaws
+        return target.finish()
 
-
-def _flaws_of_run(folder: Path, study: Study, code: int | None) -> Iterator[Flaw]:
-    def flaw(what: str) -> Flaw:
-        return Flaw("run_stopped", "centre", what)
-
-    if code != 0 or not (folder / "result.json").exists():
-        yield flaw(f"the run's process ended with {code} and left no result")
-        return
-    result = json.loads((folder / "result.json").read_bytes())
-    if result["status"] != "completed":
-        yield flaw(f"the run is {result['status']}: {result['reason']}")
-    if [entry["round"] for entry in result["rounds"]] != list(range(1, ROUNDS + 1)):
-        yield flaw(f"{len(result['rounds'])} of {ROUNDS} rounds are in the result")
-    for entry in result["rounds"]:
-        for site in sorted(set(study.sites) - set(entry["sites"])):
-            yield flaw(f"round {entry['round']} lacks {site}: {entry['missing'].get(site)}")
-
-
-def _other_bits(folder: Path, reference: Path, overrides: Sequence[str]) -> list[Flaw]:
-    """Return a flaw if the model is not that of the same study without any kill."""
-    calm = [*(item for item in overrides if not item.startswith("engine")), "engine=local", "engine.report=false"]
-    expected = run([*calm, "engine.baselines=false"], out=reference).result.model
-    with suppress(FileNotFoundError):
-        model = json.loads((folder / "result.json").read_bytes())["model"]
-        if expected is not None and model is not None and model["sha256"] == expected.sha256:
-            return []
-    return [Flaw("run_stopped", "centre", "the model has other bits than without kills")]
+    flaws = rehearse_installed(folder, act, rounds=ROUNDS, seed=seed, private=private)
+    return kills, flaws
 
 
 def _counted(words: Iterator[str]) -> dict[str, int]:
