@@ -41,6 +41,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from fedward_common.errors import CoordinatorError, RejectedReply, TransportError
 from fedward_common.flower_adapter import INLINE_BYTES, entry_on_demand
+from fedward_common.lean_http import LeanClient
 from fedward_common.packing import PART_KEY
 
 __all__ = ["INTERNAL_NAMES", "PATIENCE_S", "CoordinatorGrid", "RunEndedError", "in_run", "patient", "translated"]
@@ -146,7 +147,7 @@ class CoordinatorGrid(HttpGrid):
         self._doorbell = _DoorbellInterceptor(_WAIT_MS, resuming=resuming)
         client._interceptors = (*client._interceptors, self._doorbell)  # noqa: SLF001
         client._client.close()  # noqa: SLF001
-        client._client = httpx.Client(  # noqa: SLF001  (as Flower's, but no proxy, and connections stay open)
+        client._client = LeanClient(  # noqa: SLF001  (as Flower's, but no proxy, and connections stay open)
             timeout=30.0, trust_env=False, limits=httpx.Limits(keepalive_expiry=60.0)
         )
         self._reads_announcements: set[int] = set()
@@ -405,6 +406,8 @@ def translated(what: str) -> Iterator[None]:
         raise RunEndedError(msg, remedy="start again: the study goes on in a new run of the SuperLink") from error
     except httpx.HTTPStatusError as error:
         msg = f"{what} (HTTP {error.response.status_code})"
+        if error.response.is_server_error:  # its disk may be full, or its database busy: the run is not over
+            raise TransportError(msg, remedy="the SuperLink's log says what hinders it; then start again") from error
         raise CoordinatorError(msg, remedy="does the coordinator's secret match the SuperLink's?") from error
     except httpx.HTTPError as error:
         msg = f"{what}: {type(error).__name__}"

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Final
 import anyio.to_thread
 
 from fedward_common.certificates import verify_as_node
+from fedward_server.heap import drop_large
 
 __all__ = [
     "AsgiApp",
@@ -170,6 +171,7 @@ class RouteFilter:
 
             async with parts.turn:
                 await self._app(scope, replayed, kept)
+                drop_large(body.tell() + answer.tell())
             for message in begun:
                 await send(message)
             answer.seek(0)

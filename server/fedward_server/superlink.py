@@ -35,7 +35,7 @@ from fedward_common.signing import load_private_key
 from fedward_server.admission import KEY_DAYS, RateLimit
 from fedward_server.enrolment import ENROLMENT_PATHS, CentreFacts, Enrolment
 from fedward_server.handshake import Handshake
-from fedward_server.heap import give_back_what_is_freed
+from fedward_server.heap import give_back_what_is_freed, spare_what_stays
 from fedward_server.roster import Roster
 from fedward_server.route_filter import AsgiApp, Doorbell, Parts, RouteFilter, SignedReplies, Switch, Waiting
 from fedward_server.warden import Certificates, Warden
@@ -288,6 +288,7 @@ async def _serve(app: FastAPI, config: SuperLinkConfig, sockets: list[socket.soc
             await asyncio.sleep(0.01)
         if warden is not None:
             group.create_task(_guarded(warden, servers[0], stopping, to_sites))
+        spare_what_stays()
         _report("ready")
 
 

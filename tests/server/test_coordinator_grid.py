@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -24,11 +25,11 @@ from flwr.supernode.fleet_http_connection import http_request_response
 
 from fedward_client.flower_adapter import pack_reply
 from fedward_common.certificates import create_node_key, public_key_bytes
-from fedward_common.errors import TransportError
+from fedward_common.errors import CoordinatorError, FedwardError, TransportError
 from fedward_common.flower_adapter import ANNOUNCEMENT_BYTES, INLINE_BYTES
 from fedward_common.packing import PART_BYTES, unpack
 from fedward_server import grid_flower_adapter
-from fedward_server.grid_flower_adapter import CoordinatorGrid
+from fedward_server.grid_flower_adapter import CoordinatorGrid, RunEndedError, in_run
 from fedward_server.superlink_client import code_free_bundle
 from fedward_simulations.engines.deployed import SuperLinkProcess
 from tests.server.centre_sites import INT64, Site, connected_site, counted, large, small
@@ -101,6 +102,23 @@ def test_flwr_version_contract() -> None:
 
 # ----------------------------------------------------------------------------------------------------- small content
 @pytest.mark.deployed
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [
+        (500, TransportError, "HTTP 500"),  # a full disk, a busy database: no verdict on the run
+        (503, TransportError, "HTTP 503"),
+        (401, RunEndedError, "has ended the run"),
+        (400, CoordinatorError, "HTTP 400"),
+        (404, CoordinatorError, "HTTP 404"),
+    ],
+)
+def test_a_superlink_in_trouble_is_no_verdict_on_the_run(status: int, error: type[FedwardError], words: str) -> None:
+    request = httpx.Request("POST", "http://127.0.0.1/")
+    with pytest.raises(error, match=words) as caught, in_run("messages cannot be sent"):
+        httpx.Response(status, request=request).raise_for_status()
+    assert caught.type is error
+
+
 def test_a_small_message_is_one_request_at_each_end(centre: Centre) -> None:
     """One announcement out and one back; beside these, each end confirms what it got."""
     with centre.site("north") as north, centre.site("south") as south:

@@ -20,6 +20,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedward_client.bandwidth import PIECE_BYTES, TokenBucket, bytes_per_second
 from fedward_common.certificates import sign_as_node
+from fedward_common.lean_http import LeanClient
 from fedward_common.protocol import OURS, Release
 
 __all__ = [
@@ -228,7 +229,7 @@ class BoundedClient(FleetHttpClient):
         """Certificate (DER) that the other end showed last."""
         self.answered: httpx.Response | None = None
         """The last answer, of which the headers count."""
-        self._client = httpx.Client(
+        self._client = LeanClient(
             verify=tls,
             proxy=proxy,
             trust_env=False,

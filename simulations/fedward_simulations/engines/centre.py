@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -30,9 +30,16 @@ class Installation:
     Args:
         folder: an empty folder.
         homes: the hospitals' folders, by name; each has its policy, its cohort and its approvals.
+        environment: what ``superlink``, ``application`` or a hospital's daemon finds in its environment besides ours.
     """
 
-    def __init__(self, folder: Path, homes: Mapping[str, Path]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        homes: Mapping[str, Path],
+        environment: Callable[[str], Mapping[str, str]] = lambda _: {},
+    ) -> None:
+        self._environment = environment
         self.home, self.logs = folder / "centre", folder / "logs"
         self._homes = dict(homes)
         self._stack = contextlib.ExitStack()
@@ -88,7 +95,7 @@ class Installation:
         if name in self._current:
             self._current.pop(name).close()
         stack = self._current[name] = contextlib.ExitStack()
-        return stack.enter_context(LoggedProcess(name, command, self.logs))
+        return stack.enter_context(LoggedProcess(name, command, self.logs, self._environment(name)))
 
     def _stop_all(self) -> None:
         for stack in self._current.values():

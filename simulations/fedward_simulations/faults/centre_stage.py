@@ -8,7 +8,7 @@ nothing goes wrong, and with it the books of each site are added up anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -37,6 +37,7 @@ def rehearse_installed(
     seed: int,
     private: bool,
     excused: Callable[[int, str], bool] | None = None,
+    environment: Callable[[str], Mapping[str, str]] = lambda _: {},
 ) -> list[Flaw]:
     """Run a study at four sites and return what is wrong in the end.
 
@@ -48,13 +49,14 @@ def rehearse_installed(
         seed: of the study.
         private: whether it is trained under differential privacy.
         excused: whether a site may be missing in a round, asked once all is over; None: no site may, in no round.
+        environment: see `Installation`.
     """
     folder.mkdir(parents=True)
     overrides = [*_STUDY, *(_PRIVATE if private else _PLAIN), f"training.rounds={rounds}", f"seed={seed}"]
     plan, federation, study = compose_plan(overrides)
     homes = settle(federation, study, plan.policy, folder / "sites")
     approved = {site: json.loads((home / "approvals.json").read_bytes()) for site, home in homes.items()}
-    with Installation(folder, homes) as installation:
+    with Installation(folder, homes, environment) as installation:
         run_folder = installation.submit(study)
         code = act(installation, run_folder)
     flaws = list(_flaws_of_run(run_folder, study, code, excused))
