@@ -59,6 +59,7 @@ __all__ = ["ClosedRound", "NamingGrid", "Roster", "RoundLoop"]
 Weights = npt.NDArray[np.float32]
 
 _PAUSE_S: Final = 5.0
+_LEAST_PAUSE_S: Final = 1.0
 _CALL_S: Final = 60.0
 
 
@@ -105,6 +106,9 @@ class _Tally:
     retried: dict[str, str] = field(default_factory=dict)
     again: dict[int, float] = field(default_factory=dict)
     """Nodes that are asked once more, and when."""
+    lost: dict[int, RejectedReply] = field(default_factory=dict)
+    """Nodes that could not be reached twice."""
+    revived: int = 0
 
     def take(self, update: Update) -> None:
         """Note an accepted update."""
@@ -251,7 +255,7 @@ class RoundLoop:
     def _awaits(self, tally: _Tally) -> bool:
         """Ask once more those whose time has come; return whether the round waits for anything.
 
-        It waits for sites that were away only as long as there is no quorum without them.
+        It waits for sites that are away or out of reach only as long as there is no quorum without them.
         """
         now = self.clock()
         due = [node for node, at in tally.again.items() if at <= now]
@@ -262,6 +266,8 @@ class RoundLoop:
         if tally.again or any(question.round == tally.number for question in self._post.out.values()):
             return True
         short = len(tally.accepted) < self.study.aggregation.quorum
+        if short and self._revive(tally):
+            return True
         return short and any(not question.round for question in self._post.out.values())
 
     def _send(self, tally: _Tally, sites: Mapping[int, str]) -> None:
@@ -300,7 +306,12 @@ class RoundLoop:
         try:
             self._accept(question.node, reply, gatekeeper, tally)
         except RejectedReply as error:
-            if not self._once_more(question, error, tally):
+            if self._once_more(question, error, tally):
+                return
+            if ask_again(error) and unreachable(str(error)):  # settled when the round closes
+                tally.missing[question.site] = str(error)
+                tally.lost[question.node] = error
+            else:
                 self._miss(question.site, error, tally)
 
     def _accept(self, node: int, reply: Message, gatekeeper: Gatekeeper, tally: _Tally) -> None:
@@ -341,6 +352,21 @@ class RoundLoop:
         self.log.write(Retried(round=tally.number, site=site, reason=reason))
         tally.retried[site] = tally.missing[site] = reason
         tally.again[question.node] = due
+        return True
+
+    def _revive(self, tally: _Tally) -> bool:
+        """Return whether sites out of reach are asked again, where there is no quorum without them.
+
+        So many out of reach at once may mean that the centre is cut off, or that its clock was wrong: a run is worth
+        waiting for, 10 s at first and longer each time, to the deadline.
+        """
+        left = tally.ends - self.clock()
+        pause = min(_PAUSE_S * 2 ** (tally.revived + 1), _CALL_S, left / 2)
+        if not tally.lost or pause < _LEAST_PAUSE_S:
+            return False
+        tally.again |= dict.fromkeys(tally.lost, self.clock() + pause)
+        tally.lost.clear()
+        tally.revived += 1
         return True
 
     def _miss(self, site: str, error: RejectedReply, tally: _Tally) -> None:
@@ -386,6 +412,8 @@ class RoundLoop:
             self.missed.setdefault(site, self.excluded.pop(site))
 
     def _close(self, tally: _Tally) -> ClosedRound:
+        for node, error in tally.lost.items():
+            self._miss(self.enrolments[node].site, error, tally)
         self.missed |= tally.missing
         statuses = self._statuses(tally)
         self.away |= {site for site, reason in tally.missing.items() if unreachable(reason)}

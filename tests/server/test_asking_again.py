@@ -92,6 +92,29 @@ def test_a_site_is_asked_once_more_and_not_twice() -> None:
     assert statuses(closed) == ["accepted", "missed", "accepted"]
 
 
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_centre_that_is_cut_off_loses_no_run(times: int) -> None:
+    """All sites are out of reach in one round, by its network or by its clock: it asks until there is a quorum."""
+    study = a_study(aggregation={"deadline_seconds": 120, "quorum": 2})
+    loop = loop_of(study, {(site, 2): first(times, fails("away", code=5), answering(study)) for site in SITES})
+    notes = noted(loop)
+    closed = run(loop)
+    assert len(closed) == 3
+    assert len(closed[1].accepted) >= 2
+    assert closed[1].seconds < 60
+    assert len({(record.round, record.site) for record in notes.of(Retried)}) == len(notes.of(Retried))
+
+
+def test_a_centre_that_stays_cut_off_fails_at_the_deadline_and_not_before() -> None:
+    study = a_study(aggregation={"deadline_seconds": 120, "quorum": 2})
+    loop = loop_of(study, {(site, 2): fails("away", code=5) for site in SITES})
+    began = loop.clock()
+    with pytest.raises(QuorumLostError, match="transport_error code=5"):
+        run(loop)
+    assert 110 <= loop.clock() - began <= 130
+    assert len(grid_of(loop).asked) < 60
+
+
 @pytest.mark.parametrize(
     "code", [RefusalCode.ROUND_REPLAYED, RefusalCode.OUTSIDE_HOURS, RefusalCode.TASK_OUT_OF_MEMORY]
 )
