@@ -140,8 +140,8 @@ def lasting_session(
         patience_s: seconds that an outage may last.
 
     Raises:
-        CoordinatorError: the SuperLink gives the task of a new run to nobody, or this process is in a session already.
-        TransportError: the SuperLink cannot be reached for `patience_s` seconds.
+        CoordinatorError: this process is in a session already.
+        TransportError: the SuperLink cannot be reached for `patience_s` seconds, or gives a new run's task to nobody.
     """
     with contextlib.ExitStack() as stack:
         _only_one(stack)
@@ -182,8 +182,9 @@ def _joined(address: str, secret: bytes, path: Path, start_run: Callable[[], int
         start_run()
         acquired = _acquire(address, secret)
     if acquired is None:
+        # A SuperLink that is killed while it gives the task away has given it, and nobody has the token.
         msg = "the task of a run that was started is not there to be acquired"
-        raise CoordinatorError(msg, remedy="start again; does another program use this SuperLink?")
+        raise TransportError(msg, remedy="start again; does another program use this SuperLink?")
     run_id, token = acquired
     _write(path, run_id, token, Input())
     grid = CoordinatorGrid(address, token, patience_s=patience_s)

@@ -17,7 +17,7 @@ import pytest
 from flwr.app import Message
 from flwr.common.constant import ErrorCode, SubStatus
 
-from fedward_common.errors import CoordinatorError, Refusal
+from fedward_common.errors import CoordinatorError, Refusal, TransportError
 from fedward_common.packing import PART_BYTES
 from fedward_server import runtime_flower_adapter, session_flower_adapter
 from fedward_server.grid_flower_adapter import CoordinatorGrid, RunEndedError
@@ -284,6 +284,15 @@ def test_a_run_that_nobody_became_the_server_app_of_is_taken(superlink: SuperLin
         assert not session.rejoined
         assert session.grid.lineage == str(run)
         session.end()
+
+
+def test_a_task_that_was_given_to_nobody_is_worth_another_start(
+    superlink: SuperLinkProcess, ticket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_flower_adapter, "_acquire", lambda *_: None)
+    with pytest.raises(TransportError, match="not there to be acquired"), coordinator(superlink, ticket):
+        pytest.fail("nobody can be in this session")
+    assert not ticket.exists()
 
 
 def test_one_process_is_one_server_app(superlink: SuperLinkProcess, ticket: Path) -> None:
