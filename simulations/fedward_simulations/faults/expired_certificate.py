@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import datetime as dt
 import random
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -29,14 +27,14 @@ from fedward_server.superlink import SuperLinkConfig
 from fedward_server.warden import Certificates
 from fedward_simulations.engines.centre import Installation
 from fedward_simulations.faults.centre_stage import rehearse_installed
-from fedward_simulations.faults.stage import main_of
+from fedward_simulations.faults.stage import await_true, main_of
 
 __all__ = ["Expiry", "campaign"]
 
-SITES: Final = ("north", "south", "east", "west")
+_SITES: Final = ("north", "south", "east", "west")
 _CONNECTED: Final = '"connected"'
 _BACK_WITHIN: Final = 5
-_PATIENCE_S: Final = 300.0
+_RUN_S: Final = 300.0
 _EXPIRED: Final = "the coordinator's certificate has expired"
 
 
@@ -61,24 +59,24 @@ class Expiry:
         config = load_centre(installation.home)
         log, superlink = (installation.logs / f"{name}.log" for name in (self.who, "superlink"))
         process = installation.start_application(run_folder)
-        _await(lambda: _status(run_folder).round >= self.struck)
+        await_true(lambda: _status(run_folder).round >= self.struck, _RUN_S)
         first = _paused(run_folder) + 1
         _expire(config)
-        _await(lambda: _count(superlink, "certificate_reloaded") == 1)
+        await_true(lambda: _count(superlink, "certificate_reloaded") == 1)
         connected = _count(log, _CONNECTED)
         daemon = installation.start_site(self.who)
-        _await(lambda: _count(log, _EXPIRED) > 0)
+        await_true(lambda: _count(log, _EXPIRED) > 0)
         write_wish(run_folder, "run")
-        _await(lambda: _status(run_folder).round >= first)
+        await_true(lambda: _status(run_folder).round >= first, _RUN_S)
         self.away = first, _paused(run_folder) + _BACK_WITHIN
         _renew(config)
-        _await(lambda: _count(log, _CONNECTED) > connected)
+        await_true(lambda: _count(log, _CONNECTED) > connected)
         self.notes |= {
             "lines_that_say_why": _count(log, _EXPIRED),
             "reloaded": _count(superlink, "certificate_reloaded"),
         }
         write_wish(run_folder, "run")
-        _await(lambda: process.ended)
+        await_true(lambda: process.ended, _RUN_S)
         self.notes["site_started_again"] = daemon.ended
         self.missed = _missed(run_folder, self.who)
         return process.exit_code
@@ -94,7 +92,7 @@ def campaign(folder: Path, seed: int, *, rounds: int = 30) -> dict[str, Any]:
     figures: dict[str, Any] = {"seed": seed, "rounds": rounds, "flaws": []}
     for private in (False, True):
         kind = "private" if private else "plain"
-        fault = Expiry(draw.choice(SITES), draw.randint(1, rounds // 3))
+        fault = Expiry(draw.choice(_SITES), draw.randint(1, rounds // 3))
         flaws = rehearse_installed(
             folder / kind, fault.act, rounds=rounds, seed=seed, private=private, excused=fault.excuses
         )
@@ -134,29 +132,18 @@ def _missed(folder: Path, site: str) -> list[int]:
 def _paused(folder: Path) -> int:
     """Let no further round begin; return how many have closed."""
     write_wish(folder, "pause")
-    _await(lambda: _status(folder).state == "paused")
+    await_true(lambda: _status(folder).state == "paused")
     return _status(folder).round
 
 
 def _status(folder: Path) -> RunStatus:
-    status = read_status(folder)
-    if status is None:
-        _await(lambda: read_status(folder) is not None)
-        return _status(folder)
+    while (status := read_status(folder)) is None:
+        await_true(lambda: read_status(folder) is not None)
     return status
 
 
 def _count(log: Path, words: str) -> int:
     return log.read_text(encoding="utf-8", errors="replace").count(words) if log.exists() else 0
-
-
-def _await(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not true():
-        if time.monotonic() > deadline:
-            msg = "what the campaign waits for does not happen within five minutes"
-            raise TimeoutError(msg)
-        time.sleep(0.01)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from fedward_simulations.faults.killer import tree_of
 from fedward_simulations.federation import settle
 from fedward_simulations.run import compose_plan
 
-__all__ = ["Ear", "Fault", "Outcome", "Scene", "main_of", "rehearse", "run_campaign", "statuses_of"]
+__all__ = ["Ear", "Fault", "Outcome", "Scene", "await_true", "main_of", "rehearse", "run_campaign", "statuses_of"]
 
 STUDY: Final = (
     "study=breast_cancer", "model=linear", "training.local_steps=4", "training.sampling_rate=0.2",
@@ -132,7 +132,7 @@ class Scene:
         for pid in tree_of(self.deployed.processes[site].pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        _await(lambda: self.deployed.processes[site].ended)
+        await_true(lambda: self.deployed.processes[site].ended)
 
     def power_on(self, site: str) -> None:
         """Start a site's daemon again."""
@@ -140,19 +140,24 @@ class Scene:
 
     def await_child(self, site: str) -> None:
         """Return once a child of the site is at work."""
-        _await(lambda: len(tree_of(self.deployed.processes[site].pid)) > 2)  # noqa: PLR2004  (daemon, nursery, child)
+        await_true(lambda: len(tree_of(self.deployed.processes[site].pid)) > 2)  # noqa: PLR2004  (daemon, nursery, child)
 
     def await_log(self, site: str, words: str, after: int = 0) -> None:
         """Return once the site's log says something behind byte `after`."""
         path = self.logs / f"{site}.log"
-        _await(lambda: words in path.read_text(encoding="utf-8", errors="replace")[after:])
+        await_true(lambda: words in path.read_text(encoding="utf-8", errors="replace")[after:])
 
 
-def _await(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _WAIT_S
+def await_true(true: Callable[[], bool], seconds: float = _WAIT_S) -> None:
+    """Return once something is so.
+
+    Raises:
+        TimeoutError: it is not within so many seconds.
+    """
+    deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
-            msg = "what the campaign waits for does not happen within a minute"
+            msg = f"what the campaign waits for does not happen within {seconds:g} s"
             raise TimeoutError(msg)
         time.sleep(0.005)
 
