@@ -178,6 +178,23 @@ class Ledger:
             change = _change(RELEASED, study, cohort, 0, stamp, round_=round_, sha256=sha256, size=size)
             return self._file.add(database, change)
 
+    def left(self, *, study: str, round_: int) -> str:
+        """Return the SHA-256 of what left for a debited round of an open account, empty if nothing has left.
+
+        Raises:
+            Refusal: ``round_replayed`` if the round was never debited, ``budget_exceeded`` if the account is not open.
+        """
+        with self._file.reading() as database:
+            account = _account(self._file.accounts(database), study)
+            if account is None or account.closed:
+                what = "the study has no open account"
+                raise Refusal(RefusalCode.BUDGET_EXCEEDED, what, fields={"round": round_})
+            if round_ not in _rounds(database, RESERVED, study):
+                raise Refusal(RefusalCode.ROUND_REPLAYED, "this round was never debited", fields={"round": round_})
+            query = "SELECT sha256 FROM journal WHERE event = ? AND study = ? AND round = ?"
+            found = database.execute(query, (RELEASED, study, round_)).fetchone()
+        return str(found[0]) if found else ""
+
     def close(self, *, study: str, person: str, stamp: Stamp) -> Change | None:
         """End a study's account: no round follows, what was debited stays, the rest of the plan is no longer counted.
 

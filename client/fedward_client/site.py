@@ -10,6 +10,7 @@
       audit.*           the log of decisions, its signed head, its key
       local/            the parameters that stay here under FedBN, by study
       variates/         the control variates of SCAFFOLD, by study
+      paid/             the last update that was paid for, by study, to be said again
       cache/            encoded tables
 """
 
@@ -19,6 +20,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from fedward_client.config import load_site, local_time
 from fedward_client.decisions import Decision, Rule, standing
 from fedward_client.ledger import Ledger
 from fedward_client.local_part import LocalPart
+from fedward_client.paid import PaidUpdate
 from fedward_client.policy import UNTRUSTED, admit, admit_cohort, admit_steps, admit_use, metrics_that_leave, signers_of
 from fedward_client.variates import Variate
 from fedward_client.worker import InProcessWorker, Job, Session, Worker
@@ -153,6 +156,8 @@ class Site:
     def train(self, task: Task) -> Update:
         """Return the site's update for one round: admitted, debited on disk, trained, encoded, in that order.
 
+        What was paid for is said again to whoever asks the same again, and not made again.
+
         Raises:
             Refusal: the policy, the ledger or the update's own bounds say no.
             LocalDataError: the table is missing or breaks the schema.
@@ -161,6 +166,9 @@ class Site:
         if weights is None:
             raise Refusal(RefusalCode.MESSAGE_INVALID, "a training task without a model")
         cohort, approved = self._permit(task)
+        paid = PaidUpdate.of(self.home, self.config.site, task) if isinstance(study.privacy, DpSgd) else None
+        if paid and (update := paid.read()):
+            return self._said_again(study, cohort, update)
         variate = Variate.of(self.home, self.config.site, task)
         with self._opened(study, cohort, approved, variate.correction if variate else None) as session:
             steps = self._debit(study, cohort, session.facts.identities, task.round)
@@ -175,9 +183,7 @@ class Site:
             local.keep(own)
         if variate:
             variate.keep(decode_mean(values, weight))
-        sha256 = hashlib.sha256(values.tobytes()).hexdigest()
-        self._release(study, cohort, task.round, sha256, values.nbytes)
-        return Update(
+        update = Update(
             site=self.config.site,
             digest=study.digest,
             round=task.round,
@@ -186,6 +192,21 @@ class Site:
             values=values,
             metrics=metrics_that_leave(study, self.config.policy, measured),
         )
+        if paid:
+            paid.keep(update)
+        sha256 = hashlib.sha256(values.data).hexdigest()
+        self._release(study, cohort, task.round, sha256, values.nbytes)
+        return update
+
+    def _said_again(self, study: Study, cohort: str, update: Update) -> Update:
+        """Return what was paid for once more, as policy and register allow it now; no data is opened."""
+        if cohort not in self.config.cohorts:
+            raise Refusal(RefusalCode.COHORT_MISSING)
+        sha256, size = hashlib.sha256(update.values.data).hexdigest(), update.values.nbytes
+        self.budget.commit_again(
+            cohort=cohort, study=study.digest, round_=update.round, sha256=sha256, size=size, now=_now()
+        )
+        return replace(update, metrics=metrics_that_leave(study, self.config.policy, update.metrics))
 
     def _debit(self, study: Study, cohort: str, identities: npt.NDArray[np.uint8], round_: int) -> int:
         """Debit one round, in the ledger and in the log; return the noised steps spent so far, 0 without privacy."""

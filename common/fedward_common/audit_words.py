@@ -83,7 +83,7 @@ SITE: Final = Vocabulary(
     | {"site made", "enrolled at centre", "key renewed", "signer trusted"}
     | {"cohort registered", "cohort sealed", "opt-out added", "opt-out removed"}
     | {"proposed", "approved", "denied", "withdrawn", "refused", "enrolled"}
-    | {"granted", "reserved", "released", "closed", "reconciled"},
+    | {"granted", "reserved", "released", "released again", "closed", "reconciled"},
     texts=frozenset({"name", "person", "actor", "code", "detail"}),
     counts=frozenset({"round", "rounds", "steps", "bytes", "patients", "entry", "snapshot"}),
     reals=frozenset({"epsilon", "delta", "noise", "rate"}),

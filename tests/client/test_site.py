@@ -35,8 +35,8 @@ def roll_call(home: Path, study: Study) -> RecordDict:
     return Site(home).answer(write_roll_call(study))
 
 
-def train(home: Path, study: Study, round_: int = 1) -> RecordDict:
-    return Site(home).answer(write_task(study, round_, initial_weights(study)))
+def train(home: Path, study: Study, round_: int = 1, *, moved: float = 0.0) -> RecordDict:
+    return Site(home).answer(write_task(study, round_, initial_weights(study) + np.float32(moved)))
 
 
 def trained(home: Path, study: Study, round_: int = 1) -> Update:
@@ -194,7 +194,8 @@ def test_replayed_round_is_refused(tmp_path: Path) -> None:
     home = site_home(tmp_path, PRIVATE)
     roll_call(home, PRIVATE)
     trained(home, PRIVATE)
-    assert read_refusal(train(home, PRIVATE)) == "round_replayed round=1"
+    assert read_refusal(train(home, PRIVATE, moved=0.5)) == "round_replayed round=1"
+    assert spent_rounds(home) == 1
 
 
 def test_budget_is_debited_before_training_and_never_given_back(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Error
 
+from fedward_client.ledger import Ledger
+from fedward_common.audit import AuditLog
 from fedward_common.errors import QuorumLostError, RefusalCode
 from fedward_common.models import initial_weights
 from fedward_common.study import Study
@@ -16,7 +19,7 @@ from fedward_server.journal import Joined, Late, Record, Retried
 from fedward_server.result import SiteRound
 from fedward_server.rounds import ClosedRound, RoundLoop
 from tests.builders import private_study
-from tests.doubles import Behaviour, Delivery, Exchange, fails, silent
+from tests.doubles import Behaviour, Delivery, Exchange, Rehearsal, fails, faithful, silent
 from tests.server.killings import paying
 from tests.server.test_rounds import SITES, a_study, answer, answering, grid_of, later, loop_of, refuses, run
 
@@ -152,6 +155,21 @@ def test_a_site_that_has_paid_is_asked_once_more_and_never_pays_twice() -> None:
     told = SiteRound(status="missed", reason="round_replayed round=2", retried="task_crashed")
     assert closed[1].statuses["south"] == told
     assert loop.excluded == {}
+
+
+def test_replies_that_the_centre_lost_after_every_site_had_paid_cost_no_round(tmp_path: Path) -> None:
+    """The centre's clock jumps an hour forth: its SuperLink takes what sites have sent for expired, and forgets it."""
+    study = private_study(sites=list(SITES), aggregation={"deadline_seconds": 60, "quorum": 3})
+    rehearsal = Rehearsal(study, tmp_path)
+    forgets = fails("expired", code=3, trained=True)
+    outcome = rehearsal.run({(site, 2): first(2, forgets, faithful) for site in SITES})
+    assert outcome.result.status == "completed"
+    assert [entry.sites for entry in outcome.result.rounds] == [SITES] * study.training.rounds
+    for site, home in rehearsal.homes.items():
+        changes = Ledger(home / "ledger.sqlite").changes()
+        assert [c.round for c in changes if c.event == "reserved"] == list(range(1, study.training.rounds + 1)), site
+        again = [e for e in AuditLog(home).entries() if e.event == "released again"]
+        assert {e.fields["round"] for e in again} == {2}
 
 
 # ---------------------------------------------------------------------------------------------------------- come back

@@ -220,10 +220,11 @@ def test_under_privacy_the_part_is_trained_with_the_same_noised_steps_and_stays(
     a = private_study(sites=list(SITES), model=MODEL, aggregation={"rule": "fedbn"})
     home = site_home(tmp_path, a)
     Site(home).enrol(Task(a, 0, None))
-    assert len(sent(home, a, 1)) == SHARED
+    first = sent(home, a, 1)
+    assert len(first) == SHARED
     before = kept(home, a)
     assert (before != kept(home, a, "before")).any()
-    assert read_refusal(asked(home, a, 1)) == "round_replayed round=1"
+    assert (sent(home, a, 1) == first).all()
     assert (kept(home, a) == before).all()
 
 

@@ -303,7 +303,9 @@ def test_under_privacy_the_variate_follows_from_the_noised_update_and_a_refused_
     steps, rate = a.training.local_steps, a.training.learning_rate
     before = variate(home, a, 1)
     np.testing.assert_allclose(before, -sent / (steps * rate), atol=1e-12)
-    assert read_refusal(asked(home, a, 1)) == "round_replayed round=1"
+    assert (decode_mean(read_update(asked(home, a, 1), size=SIZE).values, 1) == sent).all()
+    moved = np.full(SIZE, 0.05, np.float32)
+    assert read_refusal(asked(home, a, 1, control=moved)) == "round_replayed round=1"
     assert (variate(home, a, 1) == before).all()
     read_update(asked(home, a, 2, counted={"north": 1}), size=SIZE)
     assert (variate(home, a, 1) == before).all()

@@ -14,6 +14,7 @@ from fedward_client.budget import Budget, reconcile
 from fedward_client.commands.options import DEFAULT_HOME, AsJson, By, Home, StudyName, now
 from fedward_client.config import load_site
 from fedward_client.ledger import Ledger
+from fedward_client.paid import forget
 from fedward_common.errors import FedwardError, LocalDataError
 from fedward_common.study_file import read_study_file
 
@@ -75,6 +76,7 @@ def ledger_close(study: StudyName, by: By, home: Home = DEFAULT_HOME) -> None:
     if not Budget(home).close(study=found.digest, person=by, now=now()):
         msg = f"{found.name} has no open account"
         raise LocalDataError(msg, remedy="fedward client ledger shows the accounts")
+    forget(home, found.digest)
     typer.echo(f"closed: {found.name} {found.digest[:12]}; it cannot be opened again")
 
 

@@ -37,7 +37,7 @@ _BUNDLES: Final[Mapping[str, Case]] = {
 }
 
 _ORDER: Final[Mapping[str, Case]] = {
-    "replayed_round": Case(_C.ROUND_REPLAYED, lambda t: t.task(1), prepare=of.trained(1)),
+    "replayed_round": Case(_C.ROUND_REPLAYED, lambda t: t.task(1, moved=1.0), prepare=of.trained(1)),
     "stale_round": Case(_C.ROUND_REPLAYED, lambda t: t.task(2), prepare=of.trained(1, 3)),
     "round_beyond_the_study": Case(_C.ROUND_OUT_OF_RANGE, of.headed(round=10_001), prepare=of.trained()),
     "round_below_zero": Case(_C.ROUND_OUT_OF_RANGE, of.headed(round=-1), prepare=of.trained()),

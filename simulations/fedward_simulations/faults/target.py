@@ -206,10 +206,11 @@ class Target:
         """Return an honest roll call."""
         return write_roll_call(study or self.study, self.signatures if signatures is None else signatures)
 
-    def task(self, round_: int = 1, study: Study | None = None) -> RecordDict:
-        """Return an honest task."""
+    def task(self, round_: int = 1, study: Study | None = None, *, moved: float = 0.0) -> RecordDict:
+        """Return an honest task, whose model is `moved` everywhere."""
         asked = study or self.study
-        return write_task(asked, round_, np.zeros(parameter_spec(asked).size, dtype=np.float32), self.signatures)
+        model = np.full(parameter_spec(asked).size, moved, dtype=np.float32)
+        return write_task(asked, round_, model, self.signatures)
 
     def parcel(self, content: RecordDict, message_type: str = "train") -> Parcel:
         """Return `content` as an honest message to this site."""
