@@ -23,6 +23,7 @@ from fedward_common.study import Study
 from fedward_common.study_file import Signature
 from fedward_common.wire import Enrolment, Update, write_roll_call, write_task
 from fedward_server.aggregation import Aggregator, Streaming
+from fedward_server.chances import Chances
 from fedward_server.gatekeeper import Gatekeeper
 from fedward_server.journal import (
     Accepted,
@@ -44,7 +45,6 @@ from fedward_server.post import NamingGrid, Post, Question
 from fedward_server.replies import (
     LATE,
     NO_REPLY,
-    ask_again,
     is_unavailable,
     reason_of,
     refused_for_good,
@@ -58,8 +58,6 @@ __all__ = ["ClosedRound", "NamingGrid", "Roster", "RoundLoop"]
 
 Weights = npt.NDArray[np.float32]
 
-_PAUSE_S: Final = 5.0
-_LEAST_PAUSE_S: Final = 1.0
 _CALL_S: Final = 60.0
 
 
@@ -92,23 +90,22 @@ class ClosedRound:
 
 @dataclass
 class _Tally:
-    """A round that is open: its task, its end by our clock and by the wall's, and what has come of it so far."""
+    """A round that is open: its task, its end by the wall's clock, and what has come of it so far."""
 
     number: int
     task: RecordDict
     began: float
-    ends: float
     ends_at: float
     missing: dict[str, str]
+    chances: Chances
     accepted: list[str] = field(default_factory=list)
     steps: dict[str, int] = field(default_factory=dict)
     losses: list[tuple[float, int]] = field(default_factory=list)
-    retried: dict[str, str] = field(default_factory=dict)
-    again: dict[int, float] = field(default_factory=dict)
-    """Nodes that are asked once more, and when."""
-    lost: dict[int, RejectedReply] = field(default_factory=dict)
-    """Nodes that could not be reached twice."""
-    revived: int = 0
+
+    @property
+    def ends(self) -> float:
+        """When the round ends, by our clock."""
+        return self.chances.ends
 
     def take(self, update: Update) -> None:
         """Note an accepted update."""
@@ -250,23 +247,20 @@ class RoundLoop:
         left = time_left(recovered.open.until, at, whole) if recovered else whole
         control = sent_control(self.aggregator.state())
         task = write_task(self.study, number, weights, self.signatures, control=control, counted=self.counted)
-        return _Tally(number, task, now, now + left, at + left, dict.fromkeys(sites, NO_REPLY))
+        return _Tally(number, task, now, at + left, dict.fromkeys(sites, NO_REPLY), Chances(now + left))
 
     def _awaits(self, tally: _Tally) -> bool:
         """Ask once more those whose time has come; return whether the round waits for anything.
 
         It waits for sites that are away or out of reach only as long as there is no quorum without them.
         """
-        now = self.clock()
-        due = [node for node, at in tally.again.items() if at <= now]
-        for node in due:
-            del tally.again[node]
+        due = tally.chances.due(self.clock())
         self._send(tally, {node: self.enrolments[node].site for node in due})
         self._call_absent()
-        if tally.again or any(question.round == tally.number for question in self._post.out.values()):
+        if tally.chances.pending or any(question.round == tally.number for question in self._post.out.values()):
             return True
         short = len(tally.accepted) < self.study.aggregation.quorum
-        if short and self._revive(tally):
+        if short and tally.chances.revive(self.clock()):
             return True
         return short and any(not question.round for question in self._post.out.values())
 
@@ -306,13 +300,14 @@ class RoundLoop:
         try:
             self._accept(question.node, reply, gatekeeper, tally)
         except RejectedReply as error:
-            if self._once_more(question, error, tally):
-                return
-            if ask_again(error) and unreachable(str(error)):  # settled when the round closes
-                tally.missing[question.site] = str(error)
-                tally.lost[question.node] = error
+            site, reason = question.site, str(error)
+            if tally.chances.once_more(question, error, self.clock()):
+                self.log.write(Retried(round=tally.number, site=site, reason=reason))
+                tally.missing[site] = reason
+            elif tally.chances.lose(question, error):
+                tally.missing[site] = reason
             else:
-                self._miss(question.site, error, tally)
+                self._miss(site, error, tally)
 
     def _accept(self, node: int, reply: Message, gatekeeper: Gatekeeper, tally: _Tally) -> None:
         """Check a reply, log it, and count it; nothing of it counts before all of it has been checked.
@@ -337,37 +332,6 @@ class RoundLoop:
         self.log.write(Accepted.of(update), update.values)
         self.aggregator.add(update)
         tally.take(update)
-
-    def _once_more(self, question: Question, error: RejectedReply, tally: _Tally) -> bool:
-        """Return whether a site that fell out is asked a second and last time in this round.
-
-        A site that could not be reached gets 5 s, or half of what is left, to come back.
-        """
-        site, reason, now = question.site, str(error), self.clock()
-        if site in tally.retried or not ask_again(error):
-            return False
-        due = now + (min(_PAUSE_S, (tally.ends - now) / 2) if unreachable(reason) else 0.0)
-        if due >= tally.ends:
-            return False
-        self.log.write(Retried(round=tally.number, site=site, reason=reason))
-        tally.retried[site] = tally.missing[site] = reason
-        tally.again[question.node] = due
-        return True
-
-    def _revive(self, tally: _Tally) -> bool:
-        """Return whether sites out of reach are asked again, where there is no quorum without them.
-
-        So many out of reach at once may mean that the centre is cut off, or that its clock was wrong: a run is worth
-        waiting for, 10 s at first and longer each time, to the deadline.
-        """
-        left = tally.ends - self.clock()
-        pause = min(_PAUSE_S * 2 ** (tally.revived + 1), _CALL_S, left / 2)
-        if not tally.lost or pause < _LEAST_PAUSE_S:
-            return False
-        tally.again |= dict.fromkeys(tally.lost, self.clock() + pause)
-        tally.lost.clear()
-        tally.revived += 1
-        return True
 
     def _miss(self, site: str, error: RejectedReply, tally: _Tally) -> None:
         reason, for_good = str(error), refused_for_good(error)
@@ -412,7 +376,7 @@ class RoundLoop:
             self.missed.setdefault(site, self.excluded.pop(site))
 
     def _close(self, tally: _Tally) -> ClosedRound:
-        for node, error in tally.lost.items():
+        for node, error in tally.chances.lost.items():
             self._miss(self.enrolments[node].site, error, tally)
         self.missed |= tally.missing
         statuses = self._statuses(tally)
@@ -438,7 +402,7 @@ class RoundLoop:
         """Return what every planned site did in a round, asked or not."""
         found: dict[str, SiteRound] = {}
         for site in self.study.sites:
-            retried = tally.retried.get(site)
+            retried = tally.chances.retried.get(site)
             why = tally.missing.get(site)
             if site in tally.accepted:
                 found[site] = SiteRound(status="accepted", retried=retried)
@@ -463,7 +427,7 @@ class RoundLoop:
             tally.missing[site] = missed.reason
             if missed.for_good:
                 self.excluded[site] = missed.reason
-        tally.retried |= recovered.open.retried
+        tally.chances.retried |= recovered.open.retried
         for site in recovered.open.asked - recovered.open.settled:  # left the roster in between
             tally.missing.setdefault(site, self.excluded.get(site, NOT_CONNECTED))
         self.late += recovered.open.late
