@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedward_simulations.faults import (
+    centre_clock,
     clock_jump,
     disk_full,
     expired_certificate,
@@ -73,6 +74,17 @@ def test_a_clock_that_jumps_at_a_site_costs_no_update(tmp_path: Path, undisturbe
     fault = clock_jump.ClockJump(rounds=ROUNDS, who="north", offset_s=3600, seconds=4.0)
     lossless(tmp_path, fault, undisturbed)
     assert fault.notes["lines_that_name_the_clock"]
+
+
+@pytest.mark.parametrize("jump", centre_clock.JUMPS)
+def test_a_clock_that_jumps_at_the_centre_costs_no_round_and_nobody_pays_twice(tmp_path: Path, jump: str) -> None:
+    offset, payer = centre_clock.JUMPS[jump], tmp_path / "run" / "sites" / "west"
+    fault = centre_clock.Jump(tmp_path / "offset", offset, struck=2, payer=payer)
+    run = tmp_path / "run"
+    assert rehearse_installed(run, fault.act, rounds=4, seed=1, private=True, environment=fault.environment) == []
+    assert fault.notes["round"] in {2, 3, 4}
+    if offset > 0:
+        assert centre_clock.said_again(run / "sites")
 
 
 def test_a_centre_without_space_says_so_and_goes_on_in_the_same_round(tmp_path: Path, undisturbed: str) -> None:

@@ -19,7 +19,10 @@ from fedward_simulations.faults.kill_book import Flaw, flaws_of_site, read_book
 from fedward_simulations.federation import settle
 from fedward_simulations.run import compose_plan, run
 
-__all__ = ["rehearse_installed"]
+__all__ = ["SITES", "rehearse_installed"]
+
+SITES: Final = ("north", "south", "east", "west")
+"""Who takes part."""
 
 _STUDY: Final = (
     "study=breast_cancer", "model=linear", "training.local_steps=4", "training.learning_rate=0.5",

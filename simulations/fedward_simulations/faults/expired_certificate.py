@@ -26,12 +26,11 @@ from fedward_server.run_status import RunStatus, read_status, write_wish
 from fedward_server.superlink import SuperLinkConfig
 from fedward_server.warden import Certificates
 from fedward_simulations.engines.centre import Installation
-from fedward_simulations.faults.centre_stage import rehearse_installed
+from fedward_simulations.faults.centre_stage import SITES, rehearse_installed
 from fedward_simulations.faults.stage import await_true, main_of
 
 __all__ = ["Expiry", "campaign"]
 
-_SITES: Final = ("north", "south", "east", "west")
 _CONNECTED: Final = '"connected"'
 _BACK_WITHIN: Final = 5
 _RUN_S: Final = 300.0
@@ -92,7 +91,7 @@ def campaign(folder: Path, seed: int, *, rounds: int = 30) -> dict[str, Any]:
     figures: dict[str, Any] = {"seed": seed, "rounds": rounds, "flaws": []}
     for private in (False, True):
         kind = "private" if private else "plain"
-        fault = Expiry(draw.choice(_SITES), draw.randint(1, rounds // 3))
+        fault = Expiry(draw.choice(SITES), draw.randint(1, rounds // 3))
         flaws = rehearse_installed(
             folder / kind, fault.act, rounds=rounds, seed=seed, private=private, excused=fault.excuses
         )
