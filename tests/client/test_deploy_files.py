@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import json
 import re
 import shlex
@@ -17,10 +16,13 @@ from typer.testing import CliRunner
 from fedward_client.cli import app
 from fedward_client.commands.options import DEFAULT_HOME
 from fedward_client.loopback import DEFAULT_ADDRESS
+from tests.deploy_files import instructions_of, unit_of
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "fedward-client.service"
+SETTINGS = unit_of(UNIT)
 CONTAINER = (ROOT / "deploy" / "Containerfile").read_text(encoding="utf-8")
+INSTRUCTIONS = instructions_of(CONTAINER)
 # Each of these is known to forbid what a child does for its own sandbox: unshare, Landlock, seccomp, or its memory.
 FORBIDDEN = {
     "RestrictNamespaces", "SystemCallFilter", "MemoryDenyWriteExecute", "PrivateUsers", "PrivateNetwork",
@@ -32,29 +34,16 @@ REQUIRED = {
 }  # fmt: skip
 
 
-def unit() -> configparser.ConfigParser:
-    parser = configparser.ConfigParser(interpolation=None, strict=True, delimiters=("=",))
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(UNIT, encoding="utf-8")
-    return parser
-
-
-def instructions() -> list[tuple[str, str]]:
-    """Return the container file's instructions and their arguments, lines joined and comments left out."""
-    lines = "\n".join(line for line in CONTAINER.splitlines() if not line.startswith("#")).replace("\\\n", " ")
-    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines.splitlines() if line)]
-
-
 def test_unit_starts_a_command_that_there_is() -> None:
-    words = shlex.split(unit()["Service"]["ExecStart"])
+    words = shlex.split(SETTINGS["Service"]["ExecStart"])
 
     assert words[:3] == ["/opt/fedward/bin/fedward", "client", "run"]
-    assert words[words.index("--home") + 1] == str(DEFAULT_HOME) == f"/var/lib/{unit()['Service']['StateDirectory']}"
+    assert words[words.index("--home") + 1] == str(DEFAULT_HOME) == f"/var/lib/{SETTINGS['Service']['StateDirectory']}"
     assert CliRunner().invoke(app, ["run", "--help"]).exit_code == 0
 
 
 def test_unit_hears_what_the_daemon_says() -> None:
-    service = unit()["Service"]
+    service = SETTINGS["Service"]
 
     assert service["Type"] == "notify"
     assert service["NotifyAccess"] == "main"
@@ -63,17 +52,17 @@ def test_unit_hears_what_the_daemon_says() -> None:
 
 
 def test_unit_brings_the_daemon_back_after_everything_but_a_wrong_configuration() -> None:
-    assert unit()["Unit"]["StartLimitIntervalSec"] == "0"
-    assert unit()["Service"]["RestartPreventExitStatus"] == "2"  # `fedward_client.daemon.main`
-    assert unit()["Service"]["OOMPolicy"] == "continue"
+    assert SETTINGS["Unit"]["StartLimitIntervalSec"] == "0"
+    assert SETTINGS["Service"]["RestartPreventExitStatus"] == "2"  # `fedward_client.daemon.main`
+    assert SETTINGS["Service"]["OOMPolicy"] == "continue"
 
 
 def test_unit_takes_no_layer_of_the_sandbox_away() -> None:
-    assert not FORBIDDEN & set(unit()["Service"])
+    assert not FORBIDDEN & set(SETTINGS["Service"])
 
 
 def test_unit_hardens_what_the_sandbox_does_not_need() -> None:
-    service = unit()["Service"]
+    service = SETTINGS["Service"]
 
     assert {key: service.get(key) for key in REQUIRED} == REQUIRED
     assert service["User"] not in {"root", "0"}
@@ -93,7 +82,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
 
 def test_container_installs_what_a_hospital_needs_at_the_pinned_versions() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    (install,) = (rest for word, rest in instructions() if word == "RUN" and "pip install" in rest)
+    (install,) = (rest for word, rest in INSTRUCTIONS if word == "RUN" and "pip install" in rest)
 
     assert "'/src[client]'" in install
     assert "client" in project["optional-dependencies"]
@@ -101,15 +90,15 @@ def test_container_installs_what_a_hospital_needs_at_the_pinned_versions() -> No
 
 
 def test_container_runs_as_nobody_special_and_opens_no_port() -> None:
-    words = [word for word, _ in instructions()]
+    words = [word for word, _ in INSTRUCTIONS]
 
-    assert dict(instructions())["USER"] == "10001"
+    assert dict(INSTRUCTIONS)["USER"] == "10001"
     assert words.index("USER") < words.index("ENTRYPOINT")
     assert "EXPOSE" not in words
 
 
 def test_container_keeps_its_state_in_the_one_volume_and_starts_the_daemon() -> None:
-    found = dict(instructions())
+    found = dict(INSTRUCTIONS)
 
     assert found["VOLUME"] == str(DEFAULT_HOME)
     assert f"FEDWARD_HOME={DEFAULT_HOME}" in found["ENV"]
@@ -119,4 +108,4 @@ def test_container_keeps_its_state_in_the_one_volume_and_starts_the_daemon() -> 
 
 
 def test_container_s_health_is_asked_where_a_new_site_answers() -> None:
-    assert f"http://{DEFAULT_ADDRESS}/healthz" in dict(instructions())["HEALTHCHECK"]
+    assert f"http://{DEFAULT_ADDRESS}/healthz" in dict(INSTRUCTIONS)["HEALTHCHECK"]

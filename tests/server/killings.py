@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy.typing as npt
 import pytest
 from flwr.app import Error, Message, RecordDict
 
@@ -190,6 +192,42 @@ class Scene:
         journal.close()
         told = story_of(entry.record for entry in entries).open
         return {(site, told.round) for site in told.accepted} if told else set()
+
+
+def die_everywhere(
+    fresh: Scene, folder: Path, monkeypatch: pytest.MonkeyPatch, kept: Callable[[Path], npt.NDArray[Any]]
+) -> None:
+    """Assert that a run killed at any instant, centre and sites at once, ends as one that nobody kills.
+
+    Each write of what a site keeps is tried, of the others each fourth.
+
+    Args:
+        fresh: a scene that has not run, whose sites have their homes in ``folder / "fresh"``.
+        folder: whose ``fresh`` holds the homes; anything else in it is this function's.
+        monkeypatch: the test's.
+        kept: what a site's home keeps, as an array; compared after the last round.
+    """
+    a = fresh.study
+    for site in a.sites:
+        shutil.copytree(folder / "fresh" / site, folder / "kept" / site)
+    assert isinstance(fresh.grid, LastingGrid)
+    fresh.grid.reaper = reaper = Reaper()
+    with files_of(reaper, monkeypatch):
+        fresh.run()
+    assert f"put {a.digest}.npz" in reaper.seen
+    for at, name in enumerate(reaper.seen, start=1):
+        if at % 4 and ".npz" not in name:
+            continue
+        run = folder / f"run-{at}"
+        shutil.copytree(folder / "kept", run)
+        grid = LastingGrid({site: run / site for site in a.sites})
+        scene = Scene(a, run / "centre", grid, grid.roster)
+        assert scene.killed_at(at, monkeypatch), name
+        scene.run()
+        assert scene.model == fresh.model, name
+        for site in a.sites:
+            assert (kept(run / site) == kept(folder / "fresh" / site)).all(), name
+        shutil.rmtree(run)
 
 
 @contextmanager

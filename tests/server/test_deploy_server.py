@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import json
 import re
 import shlex
@@ -15,10 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from fedward_server.sites_cli import DEFAULT_CENTRE, init
+from tests.deploy_files import instructions_of, unit_of
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "fedward-server.service"
+SETTINGS = unit_of(UNIT)
 CONTAINER = (ROOT / "deploy" / "Containerfile.server").read_text(encoding="utf-8")
+INSTRUCTIONS = instructions_of(CONTAINER)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # A centre without one of these could not be reached, or could not load torch.
 FORBIDDEN = {"PrivateNetwork", "IPAddressDeny", "MemoryDenyWriteExecute", "DynamicUser"}
@@ -30,30 +32,19 @@ REQUIRED = {
 PORT = 8443
 
 
-def unit() -> configparser.ConfigParser:
-    parser = configparser.ConfigParser(interpolation=None, strict=True, delimiters=("=",))
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(UNIT, encoding="utf-8")
-    return parser
-
-
-def instructions() -> list[tuple[str, str]]:
-    """Return the container file's instructions and their arguments, lines joined and comments left out."""
-    lines = "\n".join(line for line in CONTAINER.splitlines() if not line.startswith("#")).replace("\\\n", " ")
-    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines.splitlines() if line)]
-
-
 def test_unit_starts_a_command_that_there_is() -> None:
-    words = shlex.split(unit()["Service"]["ExecStart"])
+    words = shlex.split(SETTINGS["Service"]["ExecStart"])
 
     assert words[:3] == ["/opt/fedward/bin/fedward", "server", "up"]
     assert "server.up" in PROJECT["entry-points"]["fedward.commands"]
-    assert words[words.index("--home") + 1] == str(DEFAULT_CENTRE) == f"/var/lib/{unit()['Service']['StateDirectory']}"
+    assert (
+        words[words.index("--home") + 1] == str(DEFAULT_CENTRE) == f"/var/lib/{SETTINGS['Service']['StateDirectory']}"
+    )
 
 
 def test_a_stop_of_the_unit_ends_no_run() -> None:
     """The supervisor alone is told: it stops each process by SIGTERM, which a run's process takes for a pause."""
-    service = unit()["Service"]
+    service = SETTINGS["Service"]
 
     assert service["KillMode"] == "mixed"
     assert int(service["TimeoutStopSec"]) >= 30
@@ -61,13 +52,13 @@ def test_a_stop_of_the_unit_ends_no_run() -> None:
 
 
 def test_unit_brings_the_centre_back_after_everything_but_a_wrong_configuration() -> None:
-    assert unit()["Unit"]["StartLimitIntervalSec"] == "0"
-    assert unit()["Service"]["RestartPreventExitStatus"] == "2"  # `fedward_server.superlink.main`
-    assert unit()["Service"]["OOMPolicy"] == "continue"
+    assert SETTINGS["Unit"]["StartLimitIntervalSec"] == "0"
+    assert SETTINGS["Service"]["RestartPreventExitStatus"] == "2"  # `fedward_server.superlink.main`
+    assert SETTINGS["Service"]["OOMPolicy"] == "continue"
 
 
 def test_unit_is_hardened_and_leaves_what_the_centre_needs() -> None:
-    service = unit()["Service"]
+    service = SETTINGS["Service"]
 
     assert {key: service.get(key) for key in REQUIRED} == REQUIRED
     assert not FORBIDDEN & set(service)
@@ -88,7 +79,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
 
 
 def test_container_installs_what_a_centre_needs_at_the_pinned_versions() -> None:
-    (install,) = (rest for word, rest in instructions() if word == "RUN" and "pip install" in rest)
+    (install,) = (rest for word, rest in INSTRUCTIONS if word == "RUN" and "pip install" in rest)
 
     assert "'/src[server]'" in install
     assert "server" in PROJECT["optional-dependencies"]
@@ -96,20 +87,20 @@ def test_container_installs_what_a_centre_needs_at_the_pinned_versions() -> None
 
 
 def test_container_runs_as_nobody_special_and_opens_the_public_port_alone(tmp_path: Path) -> None:
-    words, found = [word for word, _ in instructions()], dict(instructions())
+    words, found = [word for word, _ in INSTRUCTIONS], dict(INSTRUCTIONS)
     made = CliRunner().invoke(init, ["hub.example.org", "--home", str(tmp_path / "centre")])
     settings = json.loads((tmp_path / "centre" / "superlink.json").read_text(encoding="utf-8"))
 
     assert made.exit_code == 0, made.output
     assert found["USER"] == "10002"
     assert words.index("USER") < words.index("ENTRYPOINT")
-    assert [rest for word, rest in instructions() if word == "EXPOSE"] == [str(PORT)]
+    assert [rest for word, rest in INSTRUCTIONS if word == "EXPOSE"] == [str(PORT)]
     assert settings["public_port"] == PORT
     assert f"--publish {PORT}:{PORT} " in CONTAINER
 
 
 def test_container_keeps_its_state_in_the_one_volume_and_starts_the_centre() -> None:
-    found = dict(instructions())
+    found = dict(INSTRUCTIONS)
 
     assert found["VOLUME"] == str(DEFAULT_CENTRE)
     assert f"FEDWARD_CENTRE={DEFAULT_CENTRE}" in found["ENV"]

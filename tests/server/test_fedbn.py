@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from fedward_server.checkpoint import read_checkpoint
 from fedward_server.evaluation import TorchPredictor
 from fedward_server.resume import CHECKPOINT
 from tests.builders import hold_out, private_study, site_home, small_study, table
-from tests.server.killings import LastingGrid, Reaper, Scene, files_of
+from tests.server.killings import LastingGrid, Scene, die_everywhere
 
 SITES = ("north", "south", "west")
 MODEL = {"name": "mlp", "hidden": [4], "activation": "tanh", "norm": "layer"}
@@ -147,28 +146,8 @@ def test_the_centre_judges_with_the_normalisation_that_the_model_began_with() ->
 def test_killed_at_any_instant_it_ends_with_the_same_bits_at_the_sites_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Centre and sites share the process: each write of a site's part is tried, of the others each fourth."""
     a = study(SITES[:2], rounds=2)
-    fresh = scene_of(a, tmp_path / "fresh")
-    for site in a.sites:
-        shutil.copytree(tmp_path / "fresh" / site, tmp_path / "kept" / site)
-    assert isinstance(fresh.grid, LastingGrid)
-    fresh.grid.reaper = reaper = Reaper()
-    with files_of(reaper, monkeypatch):
-        fresh.run()
-    assert f"put {a.digest}.npz" in reaper.seen
-    for at, name in enumerate(reaper.seen, start=1):
-        if at % 4 and ".npz" not in name:
-            continue
-        folder = tmp_path / f"run-{at}"
-        shutil.copytree(tmp_path / "kept", folder)
-        grid = LastingGrid({site: folder / site for site in a.sites})
-        scene = Scene(a, folder / "centre", grid, grid.roster)
-        assert scene.killed_at(at, monkeypatch), name
-        scene.run()
-        assert scene.model == fresh.model, name
-        for site in a.sites:
-            assert (kept(folder / site, a) == kept(tmp_path / "fresh" / site, a)).all(), name
+    die_everywhere(scene_of(a, tmp_path / "fresh"), tmp_path, monkeypatch, lambda home: kept(home, a))
 
 
 # ------------------------------------------------------------------------------------------------------------ the site

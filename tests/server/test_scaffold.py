@@ -26,7 +26,7 @@ from fedward_server.checkpoint import read_checkpoint
 from fedward_server.resume import CHECKPOINT
 from tests.builders import contract, hold_out, private_study, site_home, small_study, table
 from tests.doubles import Behaviour, Delivery, Exchange
-from tests.server.killings import LastingGrid, Reaper, Scene, files_of
+from tests.server.killings import LastingGrid, Scene, die_everywhere
 
 SITES = ("north", "south", "west")
 Vector = npt.NDArray[np.float64]
@@ -146,29 +146,8 @@ def test_unlike_hospitals_end_nearer_to_the_pooled_optimum_than_with_fedavg(tmp_
 def test_killed_at_any_instant_it_ends_with_the_same_bits_and_variates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Centre and sites share the process: each write of a site's variate is tried, of the others each fourth."""
     a = study(SITES[:2], training={"rounds": 2})
-    fresh = scene_of(a, tmp_path / "fresh")
-    for site in a.sites:
-        shutil.copytree(tmp_path / "fresh" / site, tmp_path / "kept" / site)
-    assert isinstance(fresh.grid, LastingGrid)
-    fresh.grid.reaper = reaper = Reaper()
-    with files_of(reaper, monkeypatch):
-        fresh.run()
-    assert f"put {a.digest}.npz" in reaper.seen
-    for at, name in enumerate(reaper.seen, start=1):
-        if at % 4 and ".npz" not in name:
-            continue
-        folder = tmp_path / f"run-{at}"
-        shutil.copytree(tmp_path / "kept", folder)
-        grid = LastingGrid({site: folder / site for site in a.sites})
-        scene = Scene(a, folder / "centre", grid, grid.roster)
-        assert scene.killed_at(at, monkeypatch), name
-        scene.run()
-        assert scene.model == fresh.model, name
-        for site in a.sites:
-            assert (variate(folder / site, a, 2) == variate(tmp_path / "fresh" / site, a, 2)).all(), name
-        shutil.rmtree(folder)
+    die_everywhere(scene_of(a, tmp_path / "fresh"), tmp_path, monkeypatch, lambda home: variate(home, a, 2))
 
 
 def test_state_goes_through_a_checkpoint_and_another_rule_s_is_not_taken() -> None:
