@@ -281,11 +281,12 @@ def _protection(study: Study) -> str:
 
 def _works(study: Study) -> str:
     training = study.training
-    reference = training.reference_patients
+    reference, required = training.reference_patients, study.aggregation.required_sites
+    among = f", among them {', '.join(required)}" if required else ""
     meant = f" (for {reference} patients; more take more steps)" if reference else ""
     return (
         f"{training.rounds} rounds of {training.local_steps} steps; a step draws each patient with probability "
         f"{training.sampling_rate:g}{meant}; {len(study.sites)} sites are named, "
-        f"{study.aggregation.quorum} must answer; "
+        f"{study.aggregation.quorum} must answer{among}; "
         f"rule {study.aggregation.rule}"
     )

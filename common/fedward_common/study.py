@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -156,6 +156,12 @@ class _Aggregation(Contract):
     max_weight: int = quantity("cap on one site's weight", "patients", default=1_000_000, ge=1, le=1 << 20)
     update_bound: float = quantity("largest change of one weight in a round", default=64.0, gt=0, le=64)
     quorum: int = quantity("sites that must answer in a round", "sites", default=2, ge=2, le=4096)
+    required_sites: tuple[Annotated[str, Field(pattern=SITE_NAME)], ...] = quantity(
+        "sites that must be among those that answer; a round without one of them gives no model",
+        default=(),
+        max_length=4096,
+        later=True,
+    )
     deadline_seconds: float = quantity("longest wait for a round", "s", default=3600.0, gt=0, le=604_800)
     average_last: float = quantity(
         "the result is the mean of the models of this last part of the rounds; 0: the last model",
@@ -164,6 +170,10 @@ class _Aggregation(Contract):
         ge=0,
         le=1,
     )
+
+    def stands(self, sites: Collection[str]) -> bool:
+        """Return whether so many and such sites make a model: a quorum, and each required one among them."""
+        return len(sites) >= self.quorum and set(self.required_sites) <= set(sites)
 
 
 class FedAvg(_Aggregation):
@@ -383,6 +393,9 @@ class Study(Contract):
             raise ValueError(msg)
         if self.aggregation.quorum > max(len(self.sites), 2):
             msg = f"aggregation.quorum = {self.aggregation.quorum} sites, but the study names {len(self.sites)}"
+            raise ValueError(msg)
+        if strangers := sorted(set(self.aggregation.required_sites) - set(self.sites)):
+            msg = f"aggregation.required_sites: the study does not name {', '.join(strangers)}"
             raise ValueError(msg)
         if isinstance(self.aggregation, _SingleUpdates) and len(self.sites) > 2:  # noqa: PLR2004  (a draft names two)
             msg = self.aggregation.shortfall(len(self.sites))

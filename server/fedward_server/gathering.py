@@ -29,7 +29,7 @@ def gather(
     *,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Return once as many hospitals as the quorum say yes; until then they are asked ever less often.
+    """Return once the quorum and each required hospital say yes; until then they are asked ever less often.
 
     Each roll call leaves an entry in each hospital's log, so the time between two doubles, up to `LONGEST_S`.
 

@@ -337,6 +337,9 @@ def outcome(reason: str | None) -> str:
     if lost:
         who = {"0": "No hospital", "1": "Only 1 hospital"}.get(lost[1], f"Only {lost[1]} hospitals")
         return f"{who} {lost[2]}; the study asks for at least {lost[3]}."
+    lost = re.match(r"required sites have not (enrolled|answered in round \d+): ([^(]+) \(", reason)
+    if lost:
+        return f"Not {lost[1]}: {lost[2]}; the study gives no model without."
     text = _cut(reason)
     return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "…")) else ".")
 

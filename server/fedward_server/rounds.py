@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -165,7 +165,7 @@ class RoundLoop:
         Who is in `excluded` already is not asked.
 
         Raises:
-            QuorumLostError: fewer sites said yes than the study's quorum.
+            QuorumLostError: fewer sites said yes than the study's quorum, or not each required one.
         """
         nodes = list(self.roster) if self.roster is not None else [int(n) for n in self.grid.get_node_ids()]
         nodes = [node for node in nodes if self.roster is None or self.roster[node] not in self.excluded]
@@ -181,7 +181,7 @@ class RoundLoop:
         out, away = roll.outcome()
         self.away |= away - self.excluded.keys()
         self.excluded = out | self.excluded
-        self._require_quorum(len(self.enrolments), "enrolled")
+        self._require_quorum([enrolment.site for enrolment in self.enrolments.values()], "enrolled")
         seats = tuple(Seat.of(node, enrolment) for node, enrolment in self.enrolments.items())
         self.log.write(Enrolled(seats=seats, excluded=self.excluded, away=tuple(sorted(self.away))))
 
@@ -214,7 +214,7 @@ class RoundLoop:
             recovered: how far an earlier process came in it.
 
         Raises:
-            QuorumLostError: too few updates were accepted; the round is not committed.
+            QuorumLostError: too few updates were accepted, or not each required site's; the round is not committed.
         """
         gatekeeper = Gatekeeper(self.study, self.enrolments)
         for number in range(first, self.study.training.rounds + 1):
@@ -259,7 +259,7 @@ class RoundLoop:
         self._call_absent()
         if tally.chances.pending or any(question.round == tally.number for question in self._post.out.values()):
             return True
-        short = len(tally.accepted) < self.study.aggregation.quorum
+        short = not self.study.aggregation.stands(tally.accepted)
         if short and tally.chances.revive(self.clock()):
             return True
         return short and any(not question.round for question in self._post.out.values())
@@ -364,7 +364,7 @@ class RoundLoop:
         self.enrolments[node] = enrolment
         gatekeeper.admit(node, enrolment)
         self._take_back(site)
-        short = len(tally.accepted) + len(tally.missing) < self.study.aggregation.quorum
+        short = not self.study.aggregation.stands([*tally.accepted, *tally.missing])
         if short or tally.ends - self.clock() >= (tally.ends - tally.began) / 2:
             self.asked[site] = tally.number
             tally.missing[site] = NO_REPLY
@@ -381,7 +381,7 @@ class RoundLoop:
         self.missed |= tally.missing
         statuses = self._statuses(tally)
         self.away |= {site for site, reason in tally.missing.items() if unreachable(reason)}
-        self._require_quorum(len(tally.accepted), f"answered in round {tally.number}", tally.missing)
+        self._require_quorum(tally.accepted, f"answered in round {tally.number}", tally.missing)
         new = self.aggregator.finish()
         if not _finite(new):
             msg = f"round {tally.number} gave a model that is not finite"
@@ -440,12 +440,16 @@ class RoundLoop:
         nodes = {site: node for node, site in active.items()}
         return {key: nodes[site] for key, site in told.waiting.items() if site in nodes}
 
-    def _require_quorum(self, count: int, what: str, missing: Mapping[str, str] | None = None) -> None:
-        quorum = self.study.aggregation.quorum
-        if count < quorum:
-            reasons = "; ".join(f"{site}: {why}" for site, why in sorted((missing or self.excluded).items()))
-            msg = f"{count} sites {what}, the quorum is {quorum} ({reasons})"
-            raise QuorumLostError(msg, remedy="see each site's reason in result.json")
+    def _require_quorum(self, sites: Sequence[str], what: str, missing: Mapping[str, str] | None = None) -> None:
+        rule = self.study.aggregation
+        if rule.stands(sites):
+            return
+        reasons = "; ".join(f"{site}: {why}" for site, why in sorted((missing or self.excluded).items()))
+        lost = f"{len(sites)} sites {what}, the quorum is {rule.quorum}"
+        if len(sites) >= rule.quorum:
+            lost = f"required sites have not {what}: {', '.join(sorted(set(rule.required_sites) - set(sites)))}"
+        msg = f"{lost} ({reasons})"
+        raise QuorumLostError(msg, remedy="see each site's reason in result.json")
 
 
 def _finite(weights: Weights) -> bool:

@@ -37,17 +37,25 @@ class _Beside(Contract):
 
 
 class Plan(Contract):
-    """One simulation: `study` is what the hospitals are asked, the rest is how they are simulated."""
+    """One simulation: `study` is what the hospitals are asked, the rest is how they are simulated.
+
+    Until the tables are known `study` names two sites that are none.
+    """
 
     study: Study
     engine: EngineSettings
     policy: Policy
     source: Source
+    standing: dict[str, Any] = quantity("quorum and required sites, until the sites are known", default_factory=dict)
 
     def with_sites(self, federation: Federation) -> Study:
-        """Return the study with the federation's sites named, and its noise calibrated."""
+        """Return the study with the federation's sites named, and its noise calibrated.
+
+        Raises:
+            StudyError: quorum or required sites do not go with the sites that there are.
+        """
         contract = self.study.contract() | {"sites": sorted(federation.tables)}
-        return calibrated(Study.of(contract))
+        return calibrated(Study.of(contract | {"aggregation": contract["aggregation"] | self.standing}))
 
 
 def draft_plan(values: Mapping[str, Any], *, site_column: str | None = None) -> Plan:
@@ -64,8 +72,30 @@ def draft_plan(values: Mapping[str, Any], *, site_column: str | None = None) -> 
     origin = {"source": dict(cohort.pop("source")) | ({"site_column": site_column} if site_column else {})}
     beside = {"engine": rest.pop("engine", {}), "policy": rest.pop("policy", {}), "cohort": origin}
     settings = validated(_Beside, beside)
+    rest, standing = _set_aside(rest)
     study = Study.of({"sites": ["a", "b"], **rest, "cohort": cohort.pop("schema", {}), **_misplaced(cohort)})
-    return Plan(study=study, engine=settings.engine, policy=settings.policy, source=settings.cohort.source)
+    return Plan(
+        study=study,
+        engine=settings.engine,
+        policy=settings.policy,
+        source=settings.cohort.source,
+        standing=standing,
+    )
+
+
+def _set_aside(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the values without what only a study with its sites can be asked, and that."""
+    aggregation = values.get("aggregation")
+    if not isinstance(aggregation, Mapping):
+        return values, {}
+    quorum, required = aggregation.get("quorum"), aggregation.get("required_sites")
+    standing: dict[str, Any] = {}
+    if isinstance(quorum, int) and quorum > 1:
+        standing["quorum"] = quorum
+    if isinstance(required, list):
+        standing["required_sites"] = required
+    kept = {key: value for key, value in aggregation.items() if key not in standing}
+    return values | {"aggregation": kept}, standing
 
 
 def _misplaced(cohort: Mapping[str, Any]) -> dict[str, Any]:

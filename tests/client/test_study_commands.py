@@ -176,6 +176,15 @@ def test_show_tells_every_column_with_its_unit_and_range(tmp_path: Path) -> None
     assert "at most 8 rows of a patient" in found
 
 
+def test_show_tells_how_many_must_answer_and_who_must_be_among_them(tmp_path: Path) -> None:
+    free = plain(site(tmp_path / "free", STUDY), "show", "small")["works"]
+    study = small_study(aggregation={"required_sites": ["south"]})
+    bound = plain(site(tmp_path / "bound", study), "show", "small")["works"]
+
+    assert "2 must answer;" in free
+    assert "2 must answer, among them south;" in bound
+
+
 def test_show_tells_what_is_sent_without_privacy(tmp_path: Path) -> None:
     home = site(tmp_path, STUDY)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -99,6 +100,14 @@ def test_defaults_are_part_of_the_digest_and_written_out() -> None:
     assert small_study(sites=["north", "south", "west"], aggregation={"quorum": 3}).digest != study.digest
 
 
+def test_a_quorum_stands_with_so_many_sites_and_each_required_one() -> None:
+    names = ["north", "south", "west"]
+    rule = small_study(sites=names, aggregation={"quorum": 2, "required_sites": ["west"]}).aggregation
+    standing = [set(s) for n in range(4) for s in combinations(names, n) if rule.stands(s)]
+    assert standing == [{"north", "west"}, {"south", "west"}, set(names)]
+    assert small_study().digest == small_study(aggregation={"required_sites": []}).digest
+
+
 @pytest.mark.parametrize(
     "target",
     [
@@ -153,6 +162,7 @@ def test_study_name_is_no_path(name: str) -> None:
         ({"sites": ["a", "a"]}, "listed twice"),
         ({"aggregation": {"quorum": 3}}, "names 2"),
         ({"aggregation": {"quorum": 1}}, "quorum"),
+        ({"aggregation": {"required_sites": ["north", "east"]}}, "required_sites: the study does not name east"),
         ({"training": {"optimizer": "adam", "momentum": 0.5}}, "momentum belongs to"),
         ({"sites": []}, "sites"),
     ],

@@ -271,6 +271,18 @@ def test_a_round_waits_for_a_site_that_is_away_only_where_there_is_no_quorum_wit
     assert again.seconds >= 6
 
 
+def test_a_round_waits_for_a_required_site_that_is_away_though_a_quorum_is_there() -> None:
+    study = a_study(aggregation={"required_sites": ["south"], "deadline_seconds": 120})
+    cut_off = first(2, fails("away", code=5), answering(study))
+    loop = loop_of(study, {("south", 2): cut_off})
+    closed = run(loop)
+    assert [entry.accepted for entry in closed] == [SITES] * 3
+    without = a_study(aggregation={"deadline_seconds": 120})
+    free = run(loop_of(without, {("south", 2): first(2, fails("away", code=5), answering(without))}))
+    assert free[1].accepted == BOTH
+    assert free[1].seconds < closed[1].seconds
+
+
 def test_one_that_comes_back_late_in_a_round_takes_part_from_the_next() -> None:
     study = a_study()
     slow = {("north", 2): later(study, 9.0)}

@@ -198,6 +198,12 @@ class TestSummary:
         assert f"{said} in round 3; the study asks for at least 5." in text
         assert "(a: bound" not in text
 
+    @pytest.mark.parametrize("what", ["enrolled", "answered in round 12"])
+    def test_a_required_hospital_that_is_missing_is_named(self, what: str) -> None:
+        text = told(nothing(PRIVATE, reason=f"required sites have not {what}: north, west (north: bound: x; b: y)"))
+        assert f"Not {what}: north, west; the study gives no model without." in text
+        assert "(north" not in text
+
     def test_an_endless_reason_is_cut(self) -> None:
         assert "X" + "x" * 398 + "…" in told(nothing(PRIVATE, reason="x" * 5000))
 

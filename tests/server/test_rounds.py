@@ -200,6 +200,13 @@ def test_without_a_quorum_of_enrolments_every_reason_is_in_the_error() -> None:
     assert grid_of(loop).asked == [(site, 0) for site in SITES]
 
 
+def test_without_a_required_site_no_run_begins() -> None:
+    study = a_study(aggregation={"required_sites": ["south"]})
+    loop = loop_of(study, {("south", 0): refuses(RefusalCode.COHORT_EMPTY)})
+    with pytest.raises(QuorumLostError, match=r"required sites have not enrolled: south \(south: cohort_empty"):
+        loop.enrol()
+
+
 def test_transport_error_at_the_roll_call_tells_its_code_and_never_its_text() -> None:
     loop = loop_of(a_study(), {("south", 0): fails("ValueError: Jane Doe, born 1950", code=2)})
     loop.enrol()
@@ -315,6 +322,17 @@ def test_quorum_lost_in_a_round_names_every_reason_and_commits_nothing() -> None
     assert "south: task_crashed; west: no header of this protocol" in caught.value.message
     assert loop.missed == {"south": "task_crashed", "west": "no header of this protocol"}
     assert next(rounds, None) is None
+
+
+def test_a_round_without_a_required_site_gives_no_model_however_many_answer() -> None:
+    study = a_study(aggregation={"required_sites": ["south", "north"]})
+    loop = loop_of(study, {("south", 2): refuses(RefusalCode.TASK_OUT_OF_MEMORY)})
+    loop.enrol()
+    rounds = loop.rounds(initial_weights(study))
+    assert next(rounds).accepted == SITES
+    lost = r"required sites have not answered in round 2: south \(south: task_out_of_memory"
+    with pytest.raises(QuorumLostError, match=lost):
+        next(rounds)
 
 
 class _Diverging:

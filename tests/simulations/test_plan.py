@@ -99,8 +99,11 @@ def test_quorum_above_the_number_of_sites_that_there_are_is_an_error(tmp_path: P
     found = draft_plan(values)
     federation = assemble(found.source, found.study.cohort, seed=1)
     assert found.with_sites(federation).sites == ("a", "b")
-    greedy = found.model_copy(update={"study": found.study.model_copy(update={"sites": tuple("abc")})})
-    rule = greedy.study.aggregation.model_copy(update={"quorum": 3})
-    greedy = greedy.model_copy(update={"study": greedy.study.model_copy(update={"aggregation": rule})})
+    values["aggregation"]["quorum"] = 3
     with pytest.raises(StudyError, match=r"aggregation\.quorum = 3 sites, but the study names 2"):
-        greedy.with_sites(federation)
+        draft_plan(values).with_sites(federation)
+    values["aggregation"] |= {"quorum": 2, "required_sites": ["b"]}
+    assert draft_plan(values).with_sites(federation).aggregation.required_sites == ("b",)
+    values["aggregation"]["required_sites"] = ["b", "c"]
+    with pytest.raises(StudyError, match=r"aggregation\.required_sites: the study does not name c"):
+        draft_plan(values).with_sites(federation)
