@@ -28,7 +28,6 @@ from fedward_common.logs import log_json_lines
 from fedward_common.study import FLTrust
 from fedward_common.study_file import StudyFile, read_study_file
 from fedward_server.admission import counts
-from fedward_server.aggregation import aggregator_for
 from fedward_server.bare_grid import BareGrid
 from fedward_server.board import Board
 from fedward_server.centre import load_centre, roster_of
@@ -38,7 +37,6 @@ from fedward_server.evaluation import TorchPredictor
 from fedward_server.gathering import gather
 from fedward_server.heap import give_back_what_is_freed
 from fedward_server.hold_out import read_hold_out
-from fedward_server.resume import begun
 from fedward_server.root import TorchRootTrainer, root_rows
 from fedward_server.rounds import RoundLoop
 from fedward_server.run_status import RunStatus, read_wish, write_status
@@ -212,22 +210,21 @@ def _coordinated(
     with client.lasting_session(folder / _TICKET, code_free_bundle()) as session:
         _log.info("joined", run=session.grid.lineage, rejoined=session.rejoined)
         grid, study = _ReinedGrid(session.grid, reins), coordinator.study
-        roster = _roster(config, study.sites)
 
-        aggregator = aggregator_for(study, root=coordinator.root)
+        def call_roll(loop: RoundLoop) -> None:
+            def anew() -> RoundLoop:
+                loop.roster, loop.excluded = _roster(config, study.sites), _unfit(config, study.sites)
+                loop.enrolments, loop.away = {}, set()
+                return loop
 
-        def call() -> RoundLoop:
-            loop = RoundLoop(study, grid, roster, aggregator, signatures=coordinator.signatures)
-            loop.excluded = _unfit(config, study.sites)
-            return loop
+            board.enter("enrolling")
+            gather(anew, board, reins.wait)
 
         with contextlib.suppress(KeyboardInterrupt):  # the coordinator will hear it as well
             reins.between_rounds()
-            board.enter("enrolling")
-            if not begun(folder):
-                gather(call, board, reins.wait)
-        coordinator.unfit = _unfit(config, study.sites)
-        result = coordinator.run(grid, roster)
+        board.enter("running")
+        coordinator.unfit, coordinator.call_roll = _unfit(config, study.sites), call_roll
+        result = coordinator.run(grid, _roster(config, study.sites))
         session.end()
     return result
 

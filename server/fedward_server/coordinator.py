@@ -104,6 +104,7 @@ class Coordinator:
             with this process.
         unfit: sites that are not asked to take part at all, each with the reason: those of releases that do not work
             with this one (`fedward_server.roster.Roster.outside`).
+        call_roll: lets a loop that nobody has enrolled with call the roll, once or until the quorum is there.
         root: trains on the root rows of FLTrust (`root_rows`). Their patients are taken out of `hold_out` here.
 
     Raises:
@@ -124,6 +125,9 @@ class Coordinator:
     unfit: Mapping[str, str] = field(default_factory=dict)
     told: Callable[[Record], None] = lambda _: None
     root: RootTrainer | None = None
+    call_roll: Callable[[RoundLoop], None] = RoundLoop.enrol
+    _began: float = 0.0
+    _started: datetime = field(default_factory=lambda: datetime.now(UTC))
     _released: Weights | None = None
     _closed: list[RoundResult] = field(default_factory=list)
     _steps: dict[str, int] = field(default_factory=dict)
@@ -173,7 +177,7 @@ class Coordinator:
         return self.result
 
     def _run(self, grid: Grid, roster: Roster | None, start: Standing, book: Logbook, poll_seconds: float) -> RunResult:
-        began, started = time.monotonic(), datetime.fromisoformat(start.progress.started)
+        self._began, self._started = time.monotonic(), datetime.fromisoformat(start.progress.started)
         write_atomically(self.folder / "study.json", StudyFile(self.study, self.signatures).dump())
         loop = RoundLoop(
             self.study,
@@ -204,8 +208,10 @@ class Coordinator:
             status = "degraded"
             strangers = sorted(set(loop.excluded) - set(self.study.sites))
             reason = "; ".join(f"{name}: {loop.excluded[name]}" for name in strangers) or None
-        lasted = (datetime.now(UTC) - started).total_seconds() if start.resumed else time.monotonic() - began
-        return self._result(loop, status, reason, started, lasted)
+        lasted = time.monotonic() - self._began
+        if start.resumed:
+            lasted = (datetime.now(UTC) - self._started).total_seconds()
+        return self._result(loop, status, reason, lasted)
 
     def _train(self, loop: RoundLoop, start: Standing, book: Logbook) -> None:
         """Run the rounds; each one is judged, committed, releasable and told, in that order."""
@@ -228,7 +234,7 @@ class Coordinator:
                 loss=closed.loss,
                 central=self._judged(released),
             )
-            self._commit(loop, closed, entry, tail, released, book, start.progress.started)
+            self._commit(loop, closed, entry, tail, released, book)
             self._released = released
             self.listener(entry)
 
@@ -250,11 +256,15 @@ class Coordinator:
         return tail
 
     def _take_seats(self, loop: RoundLoop, start: Standing) -> None:
-        """Call the roll if nobody has; of a run whose rounds are over, nobody is asked anything."""
+        """Call the roll if nobody has; of a run whose rounds are over, nobody is asked anything.
+
+        The time that a run takes counts from the roll on: hospitals may have taken days to approve it.
+        """
         seats = start.progress.seats
         if not seats:
             loop.excluded |= {site: why for site, why in self.unfit.items() if site in self.study.sites}
-            loop.enrol()
+            self.call_roll(loop)
+            self._began, self._started = time.monotonic(), datetime.now(UTC)
         elif len(self._closed) < self.study.training.rounds:
             loop.seat(seats)
         else:
@@ -268,7 +278,6 @@ class Coordinator:
         tail: TailMean,
         released: Weights,
         book: Logbook,
-        started: str,
     ) -> None:
         """Put a round on the disk, whole; it counts from then on, here as well."""
         arrays: dict[str, npt.NDArray[Any]] = {
@@ -281,7 +290,7 @@ class Coordinator:
         steps = self._steps | closed.steps
         reported = self._reported | dict.fromkeys(closed.steps, closed.round)
         progress = Progress(
-            started=started,
+            started=self._started.isoformat(timespec="seconds"),
             seats=tuple(Seat.of(node, enrolment) for node, enrolment in loop.enrolments.items()),
             excluded=loop.excluded,
             away=tuple(sorted(loop.away)),
@@ -301,9 +310,7 @@ class Coordinator:
         self._closed = list(with_late(self._closed, ((late.of, late.site, late.reason) for late in loop.late)))
         return self._closed
 
-    def _result(
-        self, loop: RoundLoop, status: Status, reason: str | None, started: datetime, seconds: float
-    ) -> RunResult:
+    def _result(self, loop: RoundLoop, status: Status, reason: str | None, seconds: float) -> RunResult:
         central, roc, model, released = {}, {}, None, self._released
         if released is not None and self.hold_out is not None and self.predictor is not None:
             scores = self.predictor(released)
@@ -325,7 +332,7 @@ class Coordinator:
             seed=self.study.seed,
             status=status,
             reason=reason,
-            started_at=started.isoformat(timespec="seconds"),
+            started_at=self._started.isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
             versions=_versions(private=isinstance(privacy, DpSgd)),
             privacy=privacy.model_dump(mode="json") if privacy else None,

@@ -41,7 +41,7 @@ from fedward_server.journal import (
 from fedward_server.journal_file import Entry, JournalFile
 from fedward_server.result import RunResult
 
-__all__ = ["CHECKPOINT", "JOURNAL", "Logbook", "Standing", "beginning", "begun", "finished", "held", "standing"]
+__all__ = ["CHECKPOINT", "JOURNAL", "Logbook", "Standing", "beginning", "finished", "held", "standing"]
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 JOURNAL: Final = "journal.fedward"
@@ -190,11 +190,6 @@ def finished(folder: Path, study: Study) -> RunResult | None:
         raise _another_study(path)
     (folder / JOURNAL).unlink(missing_ok=True)
     return result
-
-
-def begun(folder: Path) -> bool:
-    """Return whether a coordinator has worked in the folder."""
-    return any((folder / name).exists() for name in (JOURNAL, CHECKPOINT, "result.json"))
 
 
 def beginning(study: Study, folder: Path | None = None) -> Standing:

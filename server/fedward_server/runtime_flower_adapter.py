@@ -40,7 +40,8 @@ INTERNAL_NAMES: Final[dict[str, str]] = {
     "flwr.supercore.object_store": "NoObjectInStoreError ObjectStore.delete ObjectStore.get"
     " ObjectStore.get_object_tree",
     "flwr.supercore.state.schema.corestate_models": "Task.active_until Task.task_id",
-    "flwr.supercore.state.schema.linkstate_models": "MessageIns.created_at MessageIns.message_id MessageIns.ttl"
+    "flwr.supercore.state.schema.linkstate_models": "MessageIns.created_at MessageIns.message_id MessageIns.run_id"
+    " MessageIns.ttl"
     " MessageRes.created_at MessageRes.delivered_at MessageRes.message_id MessageRes.reply_to_message_id"
     " MessageRes.ttl",
     "flwr.supercore.utils": "uint64_to_int64",
@@ -110,7 +111,7 @@ class _LastingState:
         """Return the replies that have come; first what can be mended of what a killed coordinator left, if asked."""
         if RESUMING.get():
             _hand_out_again(self._state, message_ids)
-            _drop_torn(self._state, message_ids)
+            _drop_torn(self._state, run_id)
         return self._state.get_message_res(message_ids, run_id)
 
     def delete_messages(self, message_ins_ids: set[str]) -> None:
@@ -145,15 +146,15 @@ def _hand_out_again(state: SqlLinkState, asked: set[str]) -> None:
         )
 
 
-def _drop_torn(state: SqlLinkState, asked: set[str]) -> None:
-    """Take out those of `asked` whose upload a kill cut short: nobody has the rest, and no site can read them.
+def _drop_torn(state: SqlLinkState, run_id: int) -> None:
+    """Take out those messages of a run whose upload a kill cut short: nobody has the rest, and no site can read them.
 
-    The coordinator hears that they are unavailable, and asks anew; a site that waits for the rest hears that there is
-    none.
+    All that is whole of whoever resumes has been uploaded by the time it asks. It hears that what it knows of them is
+    unavailable, and asks anew; a site that waits for the rest, of a roll call as well, hears that there is none.
     """
     answered = select(MessageRes.reply_to_message_id)
     query = select(MessageIns.message_id).where(
-        MessageIns.message_id.in_(asked), MessageIns.message_id.not_in(answered)
+        MessageIns.run_id == uint64_to_int64(run_id), MessageIns.message_id.not_in(answered)
     )
     with state.session() as session:
         torn = {message for message in session.scalars(query) if message and _torn(state, message)}

@@ -130,6 +130,30 @@ def test_a_run_pauses_between_rounds_and_is_told_apart_from_one_that_hangs(stage
     assert (result.status, result.model.sha256) == ("completed", stage.reference)
 
 
+def test_a_run_waits_for_a_required_hospital_that_has_yet_to_join_the_centre(tmp_path: Path) -> None:
+    """Nobody starts the run's process again: it looks at the roster whenever it calls the roll."""
+    plan, federation, study = compose_plan([*STUDY, "aggregation.required_sites=[west]"])
+    homes = settle(federation, study, plan.policy, tmp_path / "sites")
+    present = {site: home for site, home in homes.items() if site != "west"}
+    with Installation(tmp_path, present) as installation:
+        stage = Stage(installation, study, installation.submit(study), "")
+        process = stage.start()
+        waiting = stage.await_status(lambda status: "required sites have not enrolled" in (status.reason or ""))
+        assert waiting.state == "enrolling"
+        assert waiting.sites["west"].state == "absent"
+        installation.join("west", homes["west"])
+        assert stage.await_exit(process) == 0
+    result = stage.result()
+    assert result.status == "completed"
+    assert all("west" in entry.sites for entry in result.rounds)
+    assert result.seconds < waiting_s(result)
+
+
+def waiting_s(result: RunResult) -> float:
+    """Return the seconds that a run may have taken whose time counts from its roll on."""
+    return sum(entry.seconds for entry in result.rounds) + 5.0
+
+
 def test_a_run_that_is_stopped_keeps_what_it_has(stage_of: Callable[[int], Stage]) -> None:
     stage = stage_of(2)
     process = stage.start()

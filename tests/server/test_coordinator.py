@@ -17,6 +17,7 @@ from fedward_server.checkpoint import read_checkpoint
 from fedward_server.coordinator import Coordinator, TailMean
 from fedward_server.privacy_statement import PrivacyStatement, statement_of
 from fedward_server.result import RoundResult, RunResult
+from fedward_server.rounds import RoundLoop
 from tests.builders import COHORT, open_policy, private_study, small_study, table
 from tests.doubles import (
     Outcome,
@@ -31,6 +32,7 @@ from tests.doubles import (
     silent,
     with_header,
 )
+from tests.server.killings import Killed, Scene
 
 SITES = ("north", "south", "west")
 ALL_FILES = {"study.json", "checkpoint.safetensors", "model.safetensors", "privacy.json", "result.json"}
@@ -79,6 +81,35 @@ def test_the_order_of_arrival_does_not_change_the_model_file(
     rehearsal: Rehearsal, completed: Outcome, order: tuple[str, ...]
 ) -> None:
     assert rehearsal.run(order=order).model == completed.model
+
+
+def test_the_roll_is_called_again_by_whoever_comes_after_a_kill_and_only_until_it_is_written_down(
+    tmp_path: Path,
+) -> None:
+    scene, calls = Scene.of(small_study(sites=["north", "south", "west"]), tmp_path), 0
+
+    def roll(loop: RoundLoop) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise Killed
+        loop.enrol()
+
+    def run(rounds: int) -> RunResult:
+        def listen(entry: RoundResult) -> None:
+            if entry.round == rounds:
+                raise Killed
+
+        coordinator = scene.coordinator()
+        coordinator.call_roll, coordinator.listener = roll, listen
+        return coordinator.run(scene.grid, scene.roster, poll_seconds=0)
+
+    with pytest.raises(Killed):
+        run(3)
+    with pytest.raises(Killed):
+        run(1)
+    assert run(9).status == "completed"
+    assert calls == 2
 
 
 def test_nodes_without_keys_are_taken_at_their_word_in_a_simulation(rehearsal: Rehearsal, completed: Outcome) -> None:

@@ -191,6 +191,22 @@ def test_a_site_does_not_wait_for_the_rest_of_a_message_that_was_cut_short(
             fetched.result(30)
 
 
+def test_a_site_is_free_of_a_roll_call_that_was_cut_short_and_that_nobody_has_written_down(
+    superlink: SuperLinkProcess, site: Site, ticket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_short(superlink, site, ticket, monkeypatch)
+    with coordinator(superlink, ticket) as second, ThreadPoolExecutor() as pool:
+        asked = ask(second.grid, site)
+        held = site.fleet.receive()
+        assert held is not None
+        fetched = pool.submit(site.fleet.fetch, held)
+        assert list(second.grid.pull_messages([asked])) == []
+        with pytest.raises(Refusal, match="objects are missing"):
+            fetched.result(30)
+        site.answer(small(6))
+        assert await_reply(second.grid, asked).content == small(6)
+
+
 def test_a_reply_that_came_in_time_is_there_however_late_it_is_fetched(
     superlink: SuperLinkProcess, site: Site, ticket: Path
 ) -> None:

@@ -55,9 +55,8 @@ class Installation:
             settings.write_text(json.dumps({**json.loads(settings.read_text()), "enrolments_per_minute": 1000}))
             stack.callback(self._stop_all)
             self.start_superlink()
-            for site, home in self._homes.items():
-                enroll(home, invitation(load_centre(self.home), site, now), dt.datetime.now(dt.UTC))
-                self.start_site(site)
+            for site, home in tuple(self._homes.items()):
+                self.join(site, home)
             self._stack = stack.pop_all()
         return self
 
@@ -69,6 +68,13 @@ class Installation:
         process = self._start("superlink", ["fedward_server.superlink", "--config", str(self.home / "superlink.json")])
         process.await_event("ready")
         return process
+
+    def join(self, site: str, home: Path) -> LoggedProcess:
+        """Let a hospital be invited and enrolled, and start its daemon."""
+        self._homes[site] = home
+        now = dt.datetime.now(dt.UTC)
+        enroll(home, invitation(load_centre(self.home), site, now), now)
+        return self.start_site(site)
 
     def start_site(self, site: str) -> LoggedProcess:
         """Start a hospital's daemon, again if it ended."""
