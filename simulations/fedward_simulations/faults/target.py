@@ -42,7 +42,7 @@ NODE: Final = 4711
 _PATIENTS: Final = 32
 _REPLY_S: Final = 30.0
 _LOOK_S: Final = 0.2
-_DECISIONS: Final = frozenset({"refused", "enrolled", "released"})
+_DECISIONS: Final = frozenset({"refused", "enrolled", "released", "released again"})
 _STUDY: Final[dict[str, Any]] = {
     "name": "besieged",
     "sites": [SITE, "south"],
