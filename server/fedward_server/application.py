@@ -187,6 +187,7 @@ def _coordinator(folder: Path, file: StudyFile, board: Board, reins: _Reins) -> 
         signatures=file.signatures,
         told=board.told,
         root=root,
+        patient=True,
     )
 
 

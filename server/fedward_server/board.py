@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fedward_common.study import Study
-from fedward_server.journal import Accepted, Asking, Enrolled, Joined, Missed, Record
+from fedward_server.journal import Accepted, Asking, Enrolled, Extended, Joined, Missed, Record
 from fedward_server.result import RoundResult, RunResult
 from fedward_server.run_status import RunState, RunStatus, SiteStatus
 
@@ -61,6 +61,9 @@ class Board:
                 self._put({record.seat.site: SiteStatus(state="waiting")})
             case Accepted():
                 self._put({record.site: SiteStatus(state="accepted")})
+            case Extended():
+                self.enter("running", f"round {record.round} waits for a quorum")
+                return
             case Missed():
                 state = SiteStatus(state="excluded" if record.for_good else "missed", reason=record.reason)
                 self._put({record.site: state})

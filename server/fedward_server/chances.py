@@ -37,9 +37,9 @@ class Chances:
     _revived: int = 0
 
     @property
-    def pending(self) -> bool:
-        """Whether anybody is to be asked whose time has not come."""
-        return bool(self._due)
+    def pending(self) -> frozenset[int]:
+        """The nodes that are to be asked and whose time has not come."""
+        return frozenset(self._due)
 
     def due(self, now: float) -> list[int]:
         """Return the nodes whose time has come; each is named once."""

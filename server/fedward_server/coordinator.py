@@ -105,6 +105,7 @@ class Coordinator:
         unfit: sites that are not asked to take part at all, each with the reason: those of releases that do not work
             with this one (`fedward_server.roster.Roster.outside`).
         call_roll: lets a loop that nobody has enrolled with call the roll, once or until the quorum is there.
+        patient: see `RoundLoop`.
         root: trains on the root rows of FLTrust (`root_rows`). Their patients are taken out of `hold_out` here.
 
     Raises:
@@ -126,6 +127,7 @@ class Coordinator:
     told: Callable[[Record], None] = lambda _: None
     root: RootTrainer | None = None
     call_roll: Callable[[RoundLoop], None] = RoundLoop.enrol
+    patient: bool = False
     _began: float = 0.0
     _started: datetime = field(default_factory=lambda: datetime.now(UTC))
     _released: Weights | None = None
@@ -195,6 +197,7 @@ class Coordinator:
             wall=self.wall,
             signatures=self.signatures,
             log=_Told(book, self.told),
+            patient=self.patient,
         )
         status: Status = "completed"
         reason: str | None = None

@@ -13,6 +13,7 @@ asking     a task leaves: its sites may have spent from now on; until when the r
 asked      a task leaves where the grid can name messages ahead, right after it where it cannot
 accepted   an update is added; its values stand beside it
 retried    the one more task of this round leaves, to a site that fell out
+extended   the round lasts beyond its deadline, which came without a quorum
 missed     another reply is looked at: this one was none, and is not waited for again
 late       another reply is looked at: this one answers a round that had closed
 =========  =======================================================================================
@@ -39,6 +40,7 @@ __all__ = [
     "Begun",
     "Body",
     "Enrolled",
+    "Extended",
     "Joined",
     "Late",
     "Missed",
@@ -159,6 +161,18 @@ class Retried(_Part):
     reason: str
 
 
+class Extended(_Part):
+    """The deadline has come without a quorum; the round lasts until `until` (Unix seconds).
+
+    `sites` may be back: each has to say who it is, and is then asked anew.
+    """
+
+    kind: Literal["extended"] = "extended"
+    round: int
+    until: float
+    sites: tuple[str, ...]
+
+
 class Missed(_Part):
     """A reply that was no update; `for_good`: the site is not asked in later rounds either."""
 
@@ -179,7 +193,7 @@ class Late(_Part):
     reason: str
 
 
-_InRound = Joined | Asking | Asked | Accepted | Retried | Missed | Late
+_InRound = Joined | Asking | Asked | Accepted | Retried | Extended | Missed | Late
 Record = Annotated[Begun | Enrolled | _InRound, Field(discriminator="kind")]
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
@@ -334,6 +348,8 @@ def _tell(story: Story, record: _InRound) -> None:
             if record.seat.site in told.asked:
                 _contradict(f"{record.seat.site} joins a round that it was asked for")
             told.joined[record.seat.site] = record
+        case Extended():
+            _tell_extension(told, record)
         case Late():
             if record.of >= number:
                 _contradict(f"a reply to round {record.of} is late in round {number}")
@@ -351,6 +367,15 @@ def _tell_question(told: OpenRound, record: Asking | Asked) -> None:
         if told.lineage != record.lineage:
             told.lineage, told.waiting = record.lineage, {}
         told.waiting |= {key: site for key, site in record.messages.items() if key}
+
+
+def _tell_extension(told: OpenRound, record: Extended) -> None:
+    if told.accepted.keys() & set(record.sites):
+        _contradict("a site whose update was accepted is waited for")
+    told.until, told.retried = record.until, {}
+    told.missed = {site: missed for site, missed in told.missed.items() if site not in record.sites}
+    told.waiting = {key: site for key, site in told.waiting.items() if site not in record.sites}
+    told.asked -= set(record.sites)
 
 
 def _tell_answer(told: OpenRound, record: Accepted | Retried | Missed) -> None:

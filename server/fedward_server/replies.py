@@ -15,6 +15,7 @@ __all__ = [
     "TRANSPORT",
     "ask_again",
     "is_unavailable",
+    "may_return",
     "reason_of",
     "refusal_code",
     "refused_for_good",
@@ -70,6 +71,11 @@ def ask_again(error: RejectedReply) -> bool:
 def unreachable(reason: str) -> bool:
     """Return whether nobody is known to be there: such a site says who it is before it is asked to train again."""
     return _code(reason) in {NO_REPLY, TRANSPORT}
+
+
+def may_return(reason: str) -> bool:
+    """Return whether a site that missed a round for this reason may take part in it once it is there again."""
+    return unreachable(reason) or _code(reason) == RefusalCode.OUTSIDE_HOURS
 
 
 def _code(reason: str) -> str:

@@ -6,7 +6,6 @@ goes to a `RoundLog` first: whom it asks, by which messages, and each reply befo
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedward_common.errors import QuorumLostError, RejectedReply
@@ -28,6 +27,7 @@ from fedward_server.gatekeeper import Gatekeeper
 from fedward_server.journal import (
     Accepted,
     Enrolled,
+    Extended,
     Joined,
     Late,
     Missed,
@@ -46,12 +46,14 @@ from fedward_server.replies import (
     LATE,
     NO_REPLY,
     is_unavailable,
+    may_return,
     reason_of,
     refused_for_good,
     unreachable,
 )
 from fedward_server.result import SiteRound
 from fedward_server.roll import NOT_CONNECTED, RollCall, Roster, may_come, read_answer
+from fedward_server.tally import ClosedRound, Tally
 from fedward_server.variates import sent_control
 
 __all__ = ["ClosedRound", "NamingGrid", "Roster", "RoundLoop"]
@@ -68,51 +70,6 @@ class _Unlogged:
     def store(self, update: Update, size: int, parts: Iterable[Values]) -> StoredUpdate | None:  # noqa: ARG002
         """Keep nothing."""
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class ClosedRound:
-    """What one round came to: `missing` holds a reason for every asked site that is not in `accepted`.
-
-    `loss` is the mean of the losses that sites sent, weighted as their updates are; None where none did. `statuses`
-    says of every site of the study what it did, asked or not.
-    """
-
-    round: int
-    weights: Weights
-    accepted: tuple[str, ...]
-    missing: dict[str, str]
-    steps: dict[str, int]
-    seconds: float
-    loss: float | None = None
-    statuses: dict[str, SiteRound] = field(default_factory=dict)
-
-
-@dataclass
-class _Tally:
-    """A round that is open: its task, its end by the wall's clock, and what has come of it so far."""
-
-    number: int
-    task: RecordDict
-    began: float
-    ends_at: float
-    missing: dict[str, str]
-    chances: Chances
-    accepted: list[str] = field(default_factory=list)
-    steps: dict[str, int] = field(default_factory=dict)
-    losses: list[tuple[float, int]] = field(default_factory=list)
-
-    @property
-    def ends(self) -> float:
-        """When the round ends, by our clock."""
-        return self.chances.ends
-
-    def take(self, update: Update) -> None:
-        """Note an accepted update."""
-        self.accepted.append(update.site)
-        self.steps[update.site] = update.steps
-        self.losses += [(update.metrics["loss"], update.weight)] if "loss" in update.metrics else []
-        self.missing.pop(update.site, None)
 
 
 @dataclass
@@ -136,6 +93,7 @@ class RoundLoop:
         missed: the last reason for which a site missed a round.
         asked: the last round that a site was asked for.
         late: replies that came after their round.
+        patient: whether a round whose deadline comes without a quorum stays open while there may be one.
     """
 
     study: Study
@@ -154,6 +112,7 @@ class RoundLoop:
     away: set[str] = field(default_factory=set)
     late: list[Late] = field(default_factory=list)
     counted: dict[str, int] = field(default_factory=dict)
+    patient: bool = False
 
     def __post_init__(self) -> None:
         self._post = Post(self.grid, self.log, self.clock)
@@ -237,19 +196,42 @@ class RoundLoop:
         asked = set(found.values())
         self._send(tally, {n: site for n, site in active.items() if n not in asked and site not in told.settled})
         self._call_absent(anew=True)
-        for question, reply in self._post.replies(tally.ends, self.poll_seconds, lambda: self._awaits(tally)):
-            self._hear(question, reply, tally, gatekeeper)
-            del reply  # before the next one is fetched: a model may be large
-        return self._close(tally)
+        while True:
+            for question, reply in self._post.replies(tally.ends, self.poll_seconds, lambda: self._awaits(tally)):
+                self._hear(question, reply, tally, gatekeeper)
+                del reply  # before the next one is fetched: a model may be large
+            if not self._extend(tally):
+                return self._close(tally)
 
-    def _open(self, number: int, weights: Weights, sites: Iterable[str], recovered: Recovered | None) -> _Tally:
+    def _extend(self, tally: Tally) -> bool:
+        """Return whether the round goes on for another deadline: there is no quorum, and there may be one.
+
+        What was accepted stays. Sites that may be back are asked who they are, as all that were away, and then to
+        train.
+        """
+        rule = self.study.aggregation
+        if not self.patient or rule.stands(tally.accepted) or not tally.may_stand(rule, self.away):
+            return False
+        until, working = self.wall() + rule.deadline_seconds, self._working(tally)
+        back = sorted(s for s, why in tally.missing.items() if may_return(why) and s not in working)
+        self.log.write(Extended(round=tally.number, until=until, sites=tuple(back)))
+        self.away |= set(back)
+        tally.chances, tally.ends_at = Chances(self.clock() + rule.deadline_seconds), until
+        return True
+
+    def _working(self, tally: Tally) -> set[str]:
+        """Return the sites that have been asked, or will be once more, and may yet answer."""
+        asked = {question.site for question in self._post.out.values() if question.round == tally.number}
+        return asked | {self.enrolments[node].site for node in tally.chances.pending}
+
+    def _open(self, number: int, weights: Weights, sites: Iterable[str], recovered: Recovered | None) -> Tally:
         whole, now, at = self.study.aggregation.deadline_seconds, self.clock(), self.wall()
         left = time_left(recovered.open.until, at, whole) if recovered else whole
         control = sent_control(self.aggregator.state())
         task = write_task(self.study, number, weights, self.signatures, control=control, counted=self.counted)
-        return _Tally(number, task, now, at + left, dict.fromkeys(sites, NO_REPLY), Chances(now + left))
+        return Tally(number, task, now, at + left, dict.fromkeys(sites, NO_REPLY), Chances(now + left))
 
-    def _awaits(self, tally: _Tally) -> bool:
+    def _awaits(self, tally: Tally) -> bool:
         """Ask once more those whose time has come; return whether the round waits for anything.
 
         It waits for sites that are away or out of reach only as long as there is no quorum without them.
@@ -262,9 +244,11 @@ class RoundLoop:
         short = not self.study.aggregation.stands(tally.accepted)
         if short and tally.chances.revive(self.clock()):
             return True
+        if short and self.patient and tally.may_stand(self.study.aggregation, self.away):
+            return True
         return short and any(not question.round for question in self._post.out.values())
 
-    def _send(self, tally: _Tally, sites: Mapping[int, str]) -> None:
+    def _send(self, tally: Tally, sites: Mapping[int, str]) -> None:
         self._post.send(sites, tally.task, tally.number, tally.ends - self.clock(), ends=tally.ends_at)
 
     def _call_absent(self, *, anew: bool = False) -> None:
@@ -286,7 +270,7 @@ class RoundLoop:
             seconds = min(_CALL_S, self.study.aggregation.deadline_seconds)
             self._post.send(absent, write_roll_call(self.study, self.signatures), 0, seconds)
 
-    def _hear(self, question: Question, reply: Message, tally: _Tally, gatekeeper: Gatekeeper) -> None:
+    def _hear(self, question: Question, reply: Message, tally: Tally, gatekeeper: Gatekeeper) -> None:
         if not question.round:
             self._welcome(question, reply, tally, gatekeeper)
         elif question.round != tally.number:
@@ -296,7 +280,7 @@ class RoundLoop:
         else:
             self._settle(question, reply, tally, gatekeeper)
 
-    def _settle(self, question: Question, reply: Message, tally: _Tally, gatekeeper: Gatekeeper) -> None:
+    def _settle(self, question: Question, reply: Message, tally: Tally, gatekeeper: Gatekeeper) -> None:
         try:
             self._accept(question.node, reply, gatekeeper, tally)
         except RejectedReply as error:
@@ -309,7 +293,7 @@ class RoundLoop:
             else:
                 self._miss(site, error, tally)
 
-    def _accept(self, node: int, reply: Message, gatekeeper: Gatekeeper, tally: _Tally) -> None:
+    def _accept(self, node: int, reply: Message, gatekeeper: Gatekeeper, tally: Tally) -> None:
         """Check a reply, log it, and count it; nothing of it counts before all of it has been checked.
 
         For a streaming rule, its values go from the grid to the log part by part, and are in memory at no time.
@@ -333,7 +317,7 @@ class RoundLoop:
         self.aggregator.add(update)
         tally.take(update)
 
-    def _miss(self, site: str, error: RejectedReply, tally: _Tally) -> None:
+    def _miss(self, site: str, error: RejectedReply, tally: Tally) -> None:
         reason, for_good = str(error), refused_for_good(error)
         self.log.write(Missed(round=tally.number, site=site, reason=reason, for_good=for_good))
         tally.missing[site] = reason
@@ -348,7 +332,7 @@ class RoundLoop:
             self.log.write(late)
             self.late.append(late)
 
-    def _welcome(self, question: Question, reply: Message, tally: _Tally, gatekeeper: Gatekeeper) -> None:
+    def _welcome(self, question: Question, reply: Message, tally: Tally, gatekeeper: Gatekeeper) -> None:
         """Seat a site that was away, and ask it at once if half of the time is left, or no quorum without it."""
         node, site = question.node, question.site
         others = [enrolment for other, enrolment in self.enrolments.items() if other != node]
@@ -364,7 +348,7 @@ class RoundLoop:
         self.enrolments[node] = enrolment
         gatekeeper.admit(node, enrolment)
         self._take_back(site)
-        short = not self.study.aggregation.stands([*tally.accepted, *tally.missing])
+        short = not self.study.aggregation.stands({*tally.accepted, *self._working(tally)})
         if short or tally.ends - self.clock() >= (tally.ends - tally.began) / 2:
             self.asked[site] = tally.number
             tally.missing[site] = NO_REPLY
@@ -375,7 +359,7 @@ class RoundLoop:
         if site in self.excluded:
             self.missed.setdefault(site, self.excluded.pop(site))
 
-    def _close(self, tally: _Tally) -> ClosedRound:
+    def _close(self, tally: Tally) -> ClosedRound:
         for node, error in tally.chances.lost.items():
             self._miss(self.enrolments[node].site, error, tally)
         self.missed |= tally.missing
@@ -394,11 +378,11 @@ class RoundLoop:
             missing=tally.missing,
             steps=tally.steps,
             seconds=self.clock() - tally.began,
-            loss=_mean(tally.losses),
+            loss=tally.loss,
             statuses=statuses,
         )
 
-    def _statuses(self, tally: _Tally) -> dict[str, SiteRound]:
+    def _statuses(self, tally: Tally) -> dict[str, SiteRound]:
         """Return what every planned site did in a round, asked or not."""
         found: dict[str, SiteRound] = {}
         for site in self.study.sites:
@@ -415,7 +399,7 @@ class RoundLoop:
                 found[site] = SiteRound(status="absent", reason=why)
         return found
 
-    def _replay(self, recovered: Recovered, tally: _Tally) -> OpenRound:
+    def _replay(self, recovered: Recovered, tally: Tally) -> OpenRound:
         """Count what an earlier process had accepted, and what it had not, without asking anybody."""
         for update in recovered.updates:
             if isinstance(self.aggregator, Streaming):
@@ -458,9 +442,3 @@ def _finite(weights: Weights) -> bool:
             return False
         let_go(weights)
     return True
-
-
-def _mean(weighted: list[tuple[float, int]]) -> float | None:
-    """Return the weighted mean, the same whatever the order of arrival; None of nothing."""
-    weight = sum(count for _, count in weighted)
-    return math.fsum(value * count for value, count in weighted) / weight if weight else None

@@ -149,6 +149,33 @@ def test_a_run_waits_for_a_required_hospital_that_has_yet_to_join_the_centre(tmp
     assert result.seconds < waiting_s(result)
 
 
+def test_a_round_outlasts_an_absence_that_is_longer_than_its_deadline(tmp_path: Path) -> None:
+    """Two of four hospitals, all of them needed, are gone in the middle of a run; once they are back it goes on."""
+    changes = ["aggregation.quorum=4", "aggregation.deadline_seconds=8", "training.rounds=30"]
+    plan, federation, study = compose_plan([*STUDY, *changes])
+    calm = run([*STUDY, *changes, "engine=local", "engine.report=false", "engine.baselines=false"],
+               out=tmp_path / "reference").result  # fmt: skip
+    homes = settle(federation, study, plan.policy, tmp_path / "sites")
+    with Installation(tmp_path, homes) as installation:
+        stage = Stage(installation, study, installation.submit(study), "")
+        process = stage.start()
+        stage.await_status(lambda status: status.round >= 1)
+        for site in ("east", "west"):
+            installation.stop(site)
+        told = stage.await_status(lambda status: "waits for a quorum" in (status.reason or ""))
+        assert told.state == "running"
+        for site in ("east", "west"):
+            installation.start_site(site)
+        assert stage.await_exit(process) == 0
+    result = stage.result()
+    assert result.status == "completed"
+    assert max(entry.seconds for entry in result.rounds) > 8
+    assert all(len(entry.sites) == 4 for entry in result.rounds)
+    assert result.model is not None
+    assert calm.model is not None
+    assert result.model.sha256 == calm.model.sha256
+
+
 def waiting_s(result: RunResult) -> float:
     """Return the seconds that a run may have taken whose time counts from its roll on."""
     return sum(entry.seconds for entry in result.rounds) + 5.0

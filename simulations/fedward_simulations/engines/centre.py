@@ -81,6 +81,10 @@ class Installation:
         command = ["fedward_client.daemon", "--home", str(self._homes[site].resolve()), "--worker", DEFAULT_WORKER]
         return self._start(site, command)
 
+    def stop(self, name: str) -> None:
+        """End ``superlink``, ``application`` or a hospital's daemon."""
+        self._current.pop(name).close()
+
     def submit(self, study: Study, hold_out: Path | None = None) -> Path:
         """Return the folder of a new run of `study`."""
         runs = self.home / "runs"
@@ -99,7 +103,7 @@ class Installation:
 
     def _start(self, name: str, command: list[str]) -> LoggedProcess:
         if name in self._current:
-            self._current.pop(name).close()
+            self.stop(name)
         stack = self._current[name] = contextlib.ExitStack()
         return stack.enter_context(LoggedProcess(name, command, self.logs, self._environment(name)))
 
