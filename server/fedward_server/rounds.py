@@ -61,6 +61,7 @@ __all__ = ["ClosedRound", "NamingGrid", "Roster", "RoundLoop"]
 Weights = npt.NDArray[np.float32]
 
 _CALL_S: Final = 60.0
+_LONGEST_CALL_S: Final = 300.0
 
 
 class _Unlogged:
@@ -116,7 +117,7 @@ class RoundLoop:
 
     def __post_init__(self) -> None:
         self._post = Post(self.grid, self.log, self.clock)
-        self._called: dict[int, float] = {}
+        self._called: dict[int, tuple[float, float]] = {}
 
     def enrol(self) -> None:
         """Call the roll; afterwards `enrolments` holds who said yes, `excluded` why the others did not.
@@ -252,9 +253,9 @@ class RoundLoop:
         self._post.send(sites, tally.task, tally.number, tally.ends - self.clock(), ends=tally.ends_at)
 
     def _call_absent(self, *, anew: bool = False) -> None:
-        """Ask every site that is away whether it is back: at a round's start, and a minute after the last time.
+        """Ask every site that is away whether it is back: as a round starts, after 1, 2 and 4 minutes, and every 5.
 
-        Not while such a question is out.
+        Not while such a question is out. Each leaves an entry in the log of a hospital that is there and says no.
         """
         now = self.clock()
         self._post.forget_expired()
@@ -263,10 +264,12 @@ class RoundLoop:
             nodes |= {site: node for node, site in self.roster.items()}
         resting = {question.node for question in self._post.out.values() if not question.round}
         if not anew:
-            resting |= {node for node, at in self._called.items() if now < at + _CALL_S}
+            resting |= {node for node, (at, pause) in self._called.items() if now < at + pause}
         absent = {nodes[site]: site for site in sorted(self.away) if site in nodes and nodes[site] not in resting}
         if absent:
-            self._called |= dict.fromkeys(absent, now)
+            for node in absent:
+                pause = 2 * self._called[node][1] if node in self._called and not anew else _CALL_S
+                self._called[node] = now, min(pause, _LONGEST_CALL_S)
             seconds = min(_CALL_S, self.study.aggregation.deadline_seconds)
             self._post.send(absent, write_roll_call(self.study, self.signatures), 0, seconds)
 
@@ -346,6 +349,7 @@ class RoundLoop:
         seat = Seat.of(node, enrolment)
         self.log.write(Joined(round=tally.number, seat=seat, excluded=self.excluded.get(site, "")))
         self.enrolments[node] = enrolment
+        self._called.pop(node, None)
         gatekeeper.admit(node, enrolment)
         self._take_back(site)
         short = not self.study.aggregation.stands({*tally.accepted, *self._working(tally)})

@@ -65,13 +65,13 @@ def test_a_round_outlasts_an_absence_of_many_deadlines(behaviour: Behaviour, awa
     assert [entry.accepted for entry in closed] == [SITES] * 3
     assert closed[-1].weights.tobytes() == run(loop_of(study))[-1].weights.tobytes()
     assert max(entry.seconds for entry in closed) > 5 * DEADLINE
-    assert 4 <= len(notes.of(Extended)) <= 8
+    assert 4 <= len(notes.of(Extended)) <= 12
     accepted = [(record.round, record.site) for record in notes.of(Accepted)]
     assert len(accepted) == len(set(accepted)) == 9
     for site in set(SITES) - set(away):
         assert [grid_of(loop).asked.count((site, round_)) for round_ in (1, 2, 3)] == [1, 1, 1]
-    for site in away:  # a call a minute, not more
-        assert len([None for name, _ in grid_of(loop).asked if name == site]) < 25
+    for site in away:  # its log is not filled with calls
+        assert len([None for name, _ in grid_of(loop).asked if name == site]) < 18
 
 
 @pytest.mark.parametrize(
