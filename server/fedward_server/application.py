@@ -55,6 +55,7 @@ AGAIN: Final = 75
 
 _MISCONFIGURED: Final = 2
 _LOOK_S: Final = 0.5
+_TELL_S: Final = 30.0
 _TICKET: Final = "session.json"
 _log = structlog.get_logger()
 
@@ -76,12 +77,13 @@ class _Reins:
 
     Args:
         folder: the run's.
-        board: told while the run is paused.
+        board: told while the run is paused, and every half minute that it is to give a sign of life.
     """
 
     def __init__(self, folder: Path, board: Board) -> None:
         self._folder, self._board = folder, board
         self.suspended = threading.Event()
+        self._told = time.monotonic()
 
     def obey(self) -> None:
         """Return if the run may go on now.
@@ -92,6 +94,9 @@ class _Reins:
         """
         if self.suspended.is_set():
             raise SuspendedError
+        if time.monotonic() >= self._told + _TELL_S:
+            self._told = time.monotonic()
+            self._board.again()
         if read_wish(self._folder) == "stop":
             raise KeyboardInterrupt
 

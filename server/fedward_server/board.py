@@ -42,6 +42,10 @@ class Board:
         self.state, self.reason = state, reason
         self._show()
 
+    def again(self) -> None:
+        """Tell once more how the run stands, as a sign of life."""
+        self._show()
+
     def awaiting(self, enrolled: Iterable[str], excluded: Mapping[str, str], reason: str) -> None:
         """Tell who has said yes before the first round, and why the run waits for others."""
         self._put({site: SiteStatus(state="absent", reason=why) for site, why in excluded.items()})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import time
+from pathlib import Path
 
 import pytest
 
+from fedward_server.application import _Reins
 from fedward_server.board import Board
 from fedward_server.journal import Accepted, Asked, Asking, Begun, Enrolled, Joined, Missed, Record, Seat
 from fedward_server.result import RoundResult, RunResult, SiteResult, StudyRef
@@ -52,6 +55,29 @@ def test_before_the_roll_call_nobody_has_enrolled() -> None:
     assert watched.shown[-1].state == "starting"
     assert watched.shown[-1].pid == 17
     assert set(states(watched.shown[-1]).values()) == {"absent"}
+
+
+def test_a_sign_of_life_changes_the_time_and_nothing_else() -> None:
+    watched = Watched()
+    before = watched.tell(Asking(round=1, sites=("north",)))
+    watched.board.again()
+
+    assert watched.shown[-1].updated_at != before.updated_at
+    assert watched.shown[-1].model_copy(update={"updated_at": before.updated_at}) == before
+
+
+def test_a_run_that_waits_gives_a_sign_of_life_every_half_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round may be hours long, and nothing happens in it; who looks must not take the process for a dead one."""
+    watched, clock = Watched(), 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    reins = _Reins(tmp_path, watched.board)
+    for _ in range(1000):
+        clock += 0.5
+        reins.obey()
+
+    assert 15 <= len(watched.shown) <= 17
 
 
 def test_who_is_awaited_before_the_first_round_is_told_with_the_reason() -> None:

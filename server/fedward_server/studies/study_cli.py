@@ -160,6 +160,7 @@ def _progress(found: dict[str, Any]) -> str:
         text += f": {status['state']}, round {status['round']} of {status['rounds']}"
         waiting = sorted(name for name, site in status["sites"].items() if site["state"] == "waiting")
         text += f", waiting for {', '.join(waiting)}" if waiting else ""
+        text += f": {status['reason']}" if status["reason"] else ""
     return text + (f" ({entry['reason']})" if entry["reason"] else "")
 
 
@@ -179,7 +180,8 @@ def _page(found: dict[str, Any]) -> str:
     if status is None:
         lines.append(f"  hospitals  {', '.join(entry['sites'])}")
         return "\n".join(lines)
-    lines.append(f"  round      {status['round']} of {status['rounds']}")
+    why = f": {status['reason']}" if status["reason"] else ""
+    lines.append(f"  round      {status['round']} of {status['rounds']}{why}")
     for name in entry["sites"]:
         site = status["sites"].get(name)
         reason = f": {site['reason']}" if site and site["reason"] else ""

@@ -123,8 +123,32 @@ def test_a_study_that_runs_is_shown_hospital_by_hospital(centre: StudiesCentre) 
 
     page = said(study, "show", id_, *who(centre, "viewer"))
 
-    assert "round      2 of 3" in page
+    assert "round      2 of 3\n" in page
     assert "missed: task_timed_out" in page
+
+
+def test_a_round_that_waits_is_shown_with_what_it_waits_for(
+    centre: StudiesCentre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id_ = submit(centre)
+    centre.book.begin(id_, NOW)
+    why, at = "round 2 waits for a quorum", NOW.isoformat()
+    sites = {"north": SiteStatus(state="accepted"), "south": SiteStatus(state="waiting")}
+    now = RunStatus(state="running", round=2, rounds=3, sites=sites, updated_at=at, pid=1, reason=why)
+    write_status(centre.book.folder(id_), now)
+
+    assert f"round      2 of 3: {why}" in said(study, "show", id_, *who(centre, "viewer"))
+    original = Remote.get
+
+    def get(self: Remote, path: str, **query: str | float) -> Any:
+        found = original(self, path, **(query | {"wait": 0.0}))
+        if centre.book.entry(id_).state == "running":
+            centre.book.end(id_, "completed", None, NOW)
+        return found
+
+    monkeypatch.setattr(Remote, "get", get)
+    lines = type_in(study, "watch", id_, *who(centre, "viewer")).output.splitlines()
+    assert lines[0] == f"{id_} running: running, round 2 of 3, waiting for south: {why}"
 
 
 def test_wishes_are_told_and_refusals_are_words_with_a_remedy(centre: StudiesCentre) -> None:
