@@ -30,7 +30,8 @@ __all__ = ["INTERNAL_NAMES", "RESUMING", "VISITING", "Admits", "Nodes", "guard"]
 
 INTERNAL_NAMES: Final[dict[str, str]] = {
     "flwr.common.constant": "HEARTBEAT_DEFAULT_INTERVAL NOOP_ACCOUNT_NAME NOOP_FLWR_AID",
-    "flwr.server.superlink.linkstate": "LinkState.activate_node LinkState.create_node LinkState.deactivate_node"
+    "flwr.server.superlink.linkstate": "LinkState.acknowledge_node_heartbeat LinkState.activate_node"
+    " LinkState.create_node LinkState.deactivate_node"
     " LinkState.delete_node LinkState.get_message_ins LinkState.get_node_id_by_public_key LinkState.get_node_info"
     " SqlLinkState.session",
     "flwr.supercore.state.schema.linkstate_models": "MessageIns.delivered_at MessageIns.dst_node_id"
@@ -50,11 +51,12 @@ VISITING: Final[ContextVar[bool]] = ContextVar("visiting", default=False)
 
 
 class _GuardedState:
-    """Flower's state of the SuperLink, but for the three methods that are ours."""
+    """Flower's state of the SuperLink, but for the methods that are ours."""
 
     def __init__(self, state: LinkState, admits: Admits | None) -> None:
         self._state = state
         self._admits = admits
+        self._heard: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._state, name)
@@ -66,11 +68,28 @@ class _GuardedState:
         return self._admits(public_key)
 
     def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
-        """Begin a site's session; of a visitor, nothing begins and nothing is in the way."""
-        return VISITING.get() or self._state.activate_node(node_id, heartbeat_interval)
+        """Begin a site's session; of a visitor, nothing begins and nothing is in the way.
+
+        Of a session that is said to last, and of which this process has heard nothing, the site may know nothing: the
+        answer was lost, with the process before this one or on its way. It begins anew, before it would expire.
+        """
+        if VISITING.get():
+            return True
+        begins = self._state.activate_node(node_id, heartbeat_interval)
+        if not begins and node_id not in self._heard and self._state.deactivate_node(node_id):
+            begins = self._state.activate_node(node_id, heartbeat_interval)
+        if begins:
+            self._heard.discard(node_id)
+        return begins
+
+    def acknowledge_node_heartbeat(self, node_id: int, heartbeat_interval: float) -> bool:
+        """Take a sign of life."""
+        self._heard.add(node_id)
+        return self._state.acknowledge_node_heartbeat(node_id, heartbeat_interval)
 
     def get_message_ins(self, node_id: int, limit: int | None, *, run_id: int | None = None) -> list[Message]:
         """Return the messages that wait for a node; first those again that it never got, if it asks for them."""
+        self._heard.add(node_id)
         if RESUMING.get() and isinstance(self._state, SqlLinkState):
             _hand_out_again(self._state, node_id)
         return self._state.get_message_ins(node_id, limit, run_id=run_id)

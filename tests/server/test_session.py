@@ -7,16 +7,19 @@ import importlib
 import operator
 import sqlite3
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 
 import pytest
 from flwr.app import Message
 from flwr.common.constant import ErrorCode, SubStatus
 
+from fedward_client.flower_adapter import FleetConnection, NotAdmittedError, open_fleet
+from fedward_common.certificates import create_node_key, public_key_bytes
 from fedward_common.errors import CoordinatorError, Refusal, TransportError
 from fedward_common.packing import PART_BYTES
 from fedward_server import runtime_flower_adapter, session_flower_adapter
@@ -25,7 +28,7 @@ from fedward_server.runtime_flower_adapter import LEASE_S
 from fedward_server.session_flower_adapter import LastingSession, lasting_session
 from fedward_server.superlink_client import code_free_bundle
 from fedward_simulations.engines.deployed import SuperLinkProcess
-from tests.server.centre_sites import Site, connected_site, large, small
+from tests.server.centre_sites import Site, connected_site, large, small, trust
 
 pytestmark = pytest.mark.deployed
 
@@ -216,6 +219,24 @@ def test_a_reply_that_came_in_time_is_there_however_late_it_is_fetched(
         time.sleep(2.5)
     with coordinator(superlink, ticket) as second:
         assert await_reply(second.grid, asked).content == small(9)
+
+
+def test_a_session_whose_beginning_was_lost_begins_anew_at_once_and_a_living_one_stays(
+    superlink: SuperLinkProcess, tmp_path: Path
+) -> None:
+    """A SuperLink that is killed while it admits a site has admitted it, and the site does not know."""
+    key, stop = create_node_key(tmp_path / "node.key"), threading.Event()
+    superlink.client.register(public_key_bytes(key), "lost")
+
+    def session() -> AbstractContextManager[FleetConnection]:
+        return open_fleet(superlink.public_address, trust(superlink), key, stop, heartbeat_s=60.0, wait_s=0.0)
+
+    with ExitStack() as stack:
+        stack.enter_context(session())  # nothing is heard of it
+        again = stack.enter_context(session())
+        assert again.receive() is None
+        with pytest.raises(NotAdmittedError, match="HTTP 412"):
+            stack.enter_context(session())
 
 
 def test_a_message_that_is_on_its_way_stays(superlink: SuperLinkProcess, site: Site, ticket: Path) -> None:
