@@ -41,6 +41,10 @@ class Chances:
         """The nodes that are to be asked and whose time has not come."""
         return frozenset(self._due)
 
+    def extended(self, ends: float) -> Chances:
+        """Return the chances of a round that lasts until `ends`: new ones, and those that were not used yet."""
+        return Chances(ends, _due=dict(self._due))
+
     def due(self, now: float) -> list[int]:
         """Return the nodes whose time has come; each is named once."""
         found = [node for node, at in self._due.items() if at <= now]

@@ -217,7 +217,7 @@ class RoundLoop:
         back = sorted(s for s, why in tally.missing.items() if may_return(why) and s not in working)
         self.log.write(Extended(round=tally.number, until=until, sites=tuple(back)))
         self.away |= set(back)
-        tally.chances, tally.ends_at = Chances(self.clock() + rule.deadline_seconds), until
+        tally.chances, tally.ends_at = tally.chances.extended(self.clock() + rule.deadline_seconds), until
         return True
 
     def _working(self, tally: Tally) -> set[str]:

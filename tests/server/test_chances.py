@@ -68,6 +68,17 @@ def test_only_who_was_out_of_reach_is_lost_until_the_end() -> None:
     assert list(chances.lost) == [2]
 
 
+def test_a_round_that_lasts_longer_has_new_chances_and_keeps_those_that_were_not_used() -> None:
+    chances = Chances(60.0)
+    assert chances.once_more(question(1), refused(TRANSPORT), 50.0)
+    assert chances.once_more(question(2), refused("task_crashed"), 50.0)
+    assert chances.due(50.0) == [2]
+    longer = chances.extended(120.0)
+    assert longer.due(119.0) == [1]
+    assert longer.once_more(question(2), refused("task_crashed"), 100.0)
+    assert longer.lost == {}
+
+
 @given(st.floats(1, 4000))
 def test_the_lost_are_revived_after_ever_longer_pauses_and_never_behind_the_end(length: float) -> None:
     chances, now, gaps = Chances(length), 0.0, []
