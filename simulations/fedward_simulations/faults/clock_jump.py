@@ -4,8 +4,7 @@
 
 The daemon's time of day is another (Debian's libfaketime); monotonic time is not touched, as by a person who sets a
 clock. While the clock is wrong the SuperLink does not believe the site's signatures, and the site says in its log what
-to look at; set right, it goes on, and no update is lost. The coordinator's clock is tested with an injected one
-(tests/server/test_open_rounds.py): it looks at the time of day only when it takes over a round.
+to look at; set right, it goes on, and no update is lost. For the centre's clock see `centre_clock`.
 """
 
 from __future__ import annotations
