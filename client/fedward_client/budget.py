@@ -135,15 +135,19 @@ class Budget:
             Refusal: ``round_replayed`` if other bytes have left or the round was never debited, ``budget_exceeded`` if
                 the account is not open, ``budget_untrusted``, ``audit_untrusted``.
         """
-        with self._in_step(now):
+        with self._in_step(now) as stamp:
             left = self.ledger.left(study=study, round_=round_)
             if left == sha256:
                 facts = {"study": study, "cohort": cohort, "sha256": sha256}
                 self.audit.append("released again", at=now, round=round_, bytes=size, **facts)
-                return
-        if left:
-            raise Refusal(RefusalCode.ROUND_REPLAYED, "other bytes have left for this round", fields={"round": round_})
-        self.commit(cohort=cohort, study=study, round_=round_, sha256=sha256, size=size, now=now)
+            elif left:
+                what = "other bytes have left for this round"
+                raise Refusal(RefusalCode.ROUND_REPLAYED, what, fields={"round": round_})
+            else:
+                change = self.ledger.commit(
+                    cohort=cohort, study=study, round_=round_, sha256=sha256, size=size, stamp=stamp
+                )
+                self._log(change, now)
 
     def close(self, *, study: str, person: str, now: str) -> bool:
         """End a study's account and log it; returns whether it was open. See `Ledger.close`."""

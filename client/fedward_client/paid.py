@@ -53,16 +53,20 @@ class PaidUpdate:
         """Return the place for a task; nothing is read or written."""
         return cls(_path(home, task.study.digest), site, task, _asked(site, task))
 
-    def read(self) -> Update | None:
-        """Return the update that this very question was answered with, or None: another one, none, or damaged."""
+    def read(self) -> tuple[Update, str] | None:
+        """Return the update that this very question was answered with and the SHA-256 of its values.
+
+        None where it was another question, where nothing is kept, or where that is damaged.
+        """
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as found:
                 head = json.loads(found["head"].tobytes())
                 if head["asked"] != self.asked:
                     return None
                 values = found["values"]
-            sound = values.dtype == np.int64 and hashlib.sha256(values.data).hexdigest() == head["sha256"]
-            return self._update(head, values) if sound else None
+            sha256 = hashlib.sha256(values.data).hexdigest()
+            sound = values.dtype == np.int64 and sha256 == head["sha256"]
+            return (self._update(head, values), sha256) if sound else None
         except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
@@ -72,13 +76,13 @@ class PaidUpdate:
             raise TypeError
         return Update(self.site, self.task.study.digest, self.task.round, weight, steps, values, metrics)
 
-    def keep(self, update: Update) -> None:
-        """Put an update on the disk in place of the former one; call it before the update leaves.
+    def keep(self, update: Update, sha256: str) -> None:
+        """Put an update, whose values have this SHA-256, on the disk in place of the former one, before it leaves.
 
         A full disk costs the second answer and not the first.
         """
         facts = {"weight": update.weight, "steps": update.steps, "metrics": update.metrics}
-        head = {"asked": self.asked, "sha256": hashlib.sha256(update.values.data).hexdigest(), **facts}
+        head = {"asked": self.asked, "sha256": sha256, **facts}
         try:
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
             with replaced_file(self.path) as file:

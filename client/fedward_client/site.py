@@ -167,8 +167,8 @@ class Site:
             raise Refusal(RefusalCode.MESSAGE_INVALID, "a training task without a model")
         cohort, approved = self._permit(task)
         paid = PaidUpdate.of(self.home, self.config.site, task) if isinstance(study.privacy, DpSgd) else None
-        if paid and (update := paid.read()):
-            return self._said_again(study, cohort, update)
+        if paid and (kept := paid.read()):
+            return self._said_again(study, cohort, *kept)
         variate = Variate.of(self.home, self.config.site, task)
         with self._opened(study, cohort, approved, variate.correction if variate else None) as session:
             steps = self._debit(study, cohort, session.facts.identities, task.round)
@@ -192,19 +192,17 @@ class Site:
             values=values,
             metrics=metrics_that_leave(study, self.config.policy, measured),
         )
-        if paid:
-            paid.keep(update)
         sha256 = hashlib.sha256(values.data).hexdigest()
+        if paid:
+            paid.keep(update, sha256)
         self._release(study, cohort, task.round, sha256, values.nbytes)
         return update
 
-    def _said_again(self, study: Study, cohort: str, update: Update) -> Update:
+    def _said_again(self, study: Study, cohort: str, update: Update, sha256: str) -> Update:
         """Return what was paid for once more, as policy and register allow it now; no data is opened."""
-        if cohort not in self.config.cohorts:
-            raise Refusal(RefusalCode.COHORT_MISSING)
-        sha256, size = hashlib.sha256(update.values.data).hexdigest(), update.values.nbytes
+        self._entry(cohort)
         self.budget.commit_again(
-            cohort=cohort, study=study.digest, round_=update.round, sha256=sha256, size=size, now=_now()
+            cohort=cohort, study=study.digest, round_=update.round, sha256=sha256, size=update.values.nbytes, now=_now()
         )
         return replace(update, metrics=metrics_that_leave(study, self.config.policy, update.metrics))
 
@@ -258,14 +256,18 @@ class Site:
         if self.approvals.propose(study, [s for s in signatures if signers_of(study, [s], trusted)]):
             self.audit.append("proposed", at=_now(), study=study.digest, name=study.name)
 
+    def _entry(self, cohort: str) -> CohortEntry:
+        """Return an approved cohort's entry; one that has left the register is refused."""
+        if cohort not in self.config.cohorts:
+            raise Refusal(RefusalCode.COHORT_MISSING)
+        return self.config.cohorts[cohort]
+
     @contextmanager
     def _opened(
         self, study: Study, cohort: str, approved: str, correction: npt.NDArray[np.float32] | None = None
     ) -> Iterator[Session]:
         """Open the cohort, if it is what was approved and large enough; for `correction` see `Job`."""
-        if cohort not in self.config.cohorts:
-            raise Refusal(RefusalCode.COHORT_MISSING)
-        entry, resources = self.config.cohorts[cohort], self.config.policy.resources
+        entry, resources = self._entry(cohort), self.config.policy.resources
         job = Job(self.home, self.config.site, entry, study, approved, resources, correction=correction)
         with self._worker.open(job) as session:
             if session.facts.fingerprint != approved:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from fedward_client.books import Limits, Terms
 from fedward_client.budget import Budget
+from fedward_common.errors import Refusal, RefusalCode
 from fedward_common.privacy import Spend
 
 NOW = "2026-11-23T12:00:00+00:00"
@@ -21,6 +23,13 @@ TERMS = Terms(3, SPEND, DELTA)
 LIMITS = Limits(8.0, 16.0, LIFETIME_DELTA)
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 ICU, WARD = range(40), range(100, 140)
+
+
+def code_of(call: Callable[[], object]) -> RefusalCode:
+    """Return the code of the refusal that `call` ends with."""
+    with pytest.raises(Refusal) as caught:
+        call()
+    return caught.value.reason
 
 
 def people(codes: Iterable[int]) -> npt.NDArray[np.uint8]:

@@ -11,10 +11,23 @@ import pytest
 from fedward_client.approvals import Approvals
 from fedward_client.books import Limits
 from fedward_client.budget import Budget, Reconciled, reconcile, restart_log
-from fedward_common.errors import LocalDataError, Refusal, RefusalCode
+from fedward_common.errors import LocalDataError, RefusalCode
 from fedward_common.privacy import Spend, epsilon_of
 from tests.builders import private_study
-from tests.client.ledger_cases import ICU, LIFETIME_DELTA, LIMITS, NOW, WARD, A, B, granted, people, released, reserved
+from tests.client.ledger_cases import (
+    ICU,
+    LIFETIME_DELTA,
+    LIMITS,
+    NOW,
+    WARD,
+    A,
+    B,
+    code_of,
+    granted,
+    people,
+    released,
+    reserved,
+)
 
 LEDGER = ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm")
 LOG = ("audit.jsonl", "audit.head", "audit.next")
@@ -22,12 +35,6 @@ LOG = ("audit.jsonl", "audit.head", "audit.next")
 
 def lifetime(rounds: int) -> float:
     return epsilon_of([Spend(4.0, 1.0, 2 * rounds)], LIFETIME_DELTA)
-
-
-def code_of(call: Callable[[], object]) -> RefusalCode:
-    with pytest.raises(Refusal) as caught:
-        call()
-    return caught.value.reason
 
 
 def put_back(home: Path, copy: Path, names: Iterable[str]) -> Budget:

@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,21 @@ from fedward_client.books import Change, Limits, Terms
 from fedward_client.ledger import Ledger, Stamp
 from fedward_common.errors import Refusal, RefusalCode
 from fedward_common.privacy import Spend, epsilon_of
-from tests.client.ledger_cases import DELTA, ICU, LIFETIME_DELTA, LIMITS, NOW, SPEND, TERMS, WARD, A, B, C, people
+from tests.client.ledger_cases import (
+    DELTA,
+    ICU,
+    LIFETIME_DELTA,
+    LIMITS,
+    NOW,
+    SPEND,
+    TERMS,
+    WARD,
+    A,
+    B,
+    C,
+    code_of,
+    people,
+)
 
 STAMP = Stamp(NOW)
 
@@ -38,12 +52,6 @@ def reserve(ledger: Ledger, round_: int, study: str = A, codes: Iterable[int] = 
 
 def commit(ledger: Ledger, round_: int, study: str = A) -> Change:
     return ledger.commit(cohort="icu", study=study, round_=round_, sha256="0" * 64, size=8, stamp=STAMP)
-
-
-def code_of(call: Callable[[], object]) -> RefusalCode:
-    with pytest.raises(Refusal) as caught:
-        call()
-    return caught.value.reason
 
 
 def lifetime(*rounds: int) -> float:

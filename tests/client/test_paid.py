@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,13 @@ from fedward_client.ledger import Ledger
 from fedward_client.paid import PaidUpdate
 from fedward_client.site import Site
 from fedward_common.audit import AuditLog
-from fedward_common.errors import Refusal, RefusalCode
+from fedward_common.errors import RefusalCode
 from fedward_common.models import initial_weights, parameter_spec
 from fedward_common.study import Study
 from fedward_common.wire import Task, Update, read_refusal, read_update, write_roll_call, write_task
 from tests.builders import COHORT, private_study, site_home, small_study
-from tests.client.ledger_cases import NOW, A, granted, released, reserved
+from tests.client.crash_child import killed_at
+from tests.client.ledger_cases import NOW, A, code_of, granted, released, reserved
 
 STUDY = private_study()
 SIZE = parameter_spec(STUDY).size
@@ -176,7 +176,7 @@ def test_other_bytes_than_those_that_left_are_not_said(home: Path) -> None:
     update = update_of(asked(home))
     task = Task(STUDY, 1, initial_weights(STUDY))
     forged = Update(update.site, update.digest, 1, update.weight, update.steps, update.values + 1, {})
-    PaidUpdate.of(home, update.site, task).keep(forged)
+    PaidUpdate.of(home, update.site, task).keep(forged, hashlib.sha256(forged.values.data).hexdigest())
     assert read_refusal(asked(home)) == REPLAYED
 
 
@@ -205,12 +205,6 @@ def again(budget: Budget, round_: int = 1, **changes: Any) -> None:
     budget.commit_again(study=A, round_=round_, **(values | changes))
 
 
-def code(call: Callable[[], None]) -> RefusalCode:
-    with pytest.raises(Refusal) as caught:
-        call()
-    return caught.value.reason
-
-
 def test_a_debited_round_that_a_crash_kept_back_is_let_out_once_and_then_again(tmp_path: Path) -> None:
     budget = Budget(tmp_path)
     granted(budget)
@@ -224,14 +218,14 @@ def test_a_debited_round_that_a_crash_kept_back_is_let_out_once_and_then_again(t
 
 def test_what_was_never_debited_or_left_otherwise_is_not_let_out(tmp_path: Path) -> None:
     budget = Budget(tmp_path)
-    assert code(lambda: again(budget)) == RefusalCode.BUDGET_EXCEEDED
+    assert code_of(lambda: again(budget)) == RefusalCode.BUDGET_EXCEEDED
     granted(budget)
-    assert code(lambda: again(budget)) == RefusalCode.ROUND_REPLAYED
+    assert code_of(lambda: again(budget)) == RefusalCode.ROUND_REPLAYED
     reserved(budget, 1)
     released(budget, 1)
-    assert code(lambda: again(budget, sha256="f" * 64)) == RefusalCode.ROUND_REPLAYED
+    assert code_of(lambda: again(budget, sha256="f" * 64)) == RefusalCode.ROUND_REPLAYED
     budget.close(study=A, person="ann", now=NOW)
-    assert code(lambda: again(budget)) == RefusalCode.BUDGET_EXCEEDED
+    assert code_of(lambda: again(budget)) == RefusalCode.BUDGET_EXCEEDED
 
 
 # ---------------------------------------------------------------------------------------------------------------- kills
@@ -242,18 +236,7 @@ def killed_before(line: int, home: Path) -> bool:
     """Train round 1 in a child that is killed before the `line`-th line of site and kept update; say if it was."""
     child = os.fork()
     if child == 0:
-        left = line
-
-        def tracer(frame: FrameType, event: str, _: object) -> Any:
-            nonlocal left
-            if frame.f_code.co_filename.rpartition("/")[2] not in _WATCHED:
-                return None
-            left -= event == "line"
-            if left <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return tracer
-
-        sys.settrace(tracer)
+        sys.settrace(killed_at(line, _WATCHED))
         asked(home)
         os._exit(0)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from fedward_common.errors import RefusalCode, RejectedReply
 from fedward_server.chances import Chances
 from fedward_server.post import Question
-from fedward_server.replies import NO_REPLY, TRANSPORT
+from fedward_server.replies import TRANSPORT
 
-UNREACHABLE = (f"{TRANSPORT} code=5", NO_REPLY)
 FELL_OUT = (TRANSPORT, RefusalCode.TASK_CRASHED, RefusalCode.TASK_TIMED_OUT, RefusalCode.INTERNAL)
 FINAL = (RefusalCode.ROUND_REPLAYED, RefusalCode.TASK_OUT_OF_MEMORY, RefusalCode.OUTSIDE_HOURS, "awaiting_approval")
 

@@ -40,6 +40,13 @@ class During:
         return (self._behaviour if self._start <= self.clock.now < self._end else self._then)(exchange)
 
 
+def on_the_clock_of(grid: ScriptedGrid, script: Mapping[Any, Behaviour]) -> None:
+    """Let the absences in a script go by a grid's clock."""
+    for behaviour in script.values():
+        if isinstance(behaviour, During):
+            behaviour.clock = grid.clock
+
+
 def needy(**aggregation: Any) -> Study:
     """Return a study that needs all three sites in each round."""
     return a_study(aggregation={"quorum": 3, "deadline_seconds": DEADLINE, **aggregation})
@@ -48,9 +55,7 @@ def needy(**aggregation: Any) -> Study:
 def patient(study: Study, script: Mapping[Any, Behaviour] | None = None) -> RoundLoop:
     loop = loop_of(study, dict(script or {}))
     loop.patient = True
-    for behaviour in (script or {}).values():
-        if isinstance(behaviour, During):
-            behaviour.clock = grid_of(loop).clock
+    on_the_clock_of(grid_of(loop), script or {})
     return loop
 
 
@@ -130,8 +135,7 @@ def test_who_has_paid_before_the_deadline_pays_no_second_time(tmp_path: Path) ->
         site: During(fails("lost", code=5, trained=True), 2.5, 2.5 + 3 * DEADLINE, faithful) for site in SITES
     }
     grid = ScriptedGrid(dict(rehearsal.homes), lossy)
-    for behaviour in lossy.values():
-        behaviour.clock = grid.clock
+    on_the_clock_of(grid, lossy)
     folder = tmp_path / "run"
     folder.mkdir()
     coordinator = Coordinator(
@@ -161,8 +165,7 @@ def scene_of(study: Study, folder: Path) -> Patient:
         "north": During(silent, 2.5, 150.0, answering(study)),
     }
     scene = Patient.of(study, folder, script)
-    for behaviour in script.values():
-        behaviour.clock = scene.grid.clock
+    on_the_clock_of(scene.grid, script)
     assert isinstance(scene, Patient)
     return scene
 

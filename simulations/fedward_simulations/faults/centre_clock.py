@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import random
-import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,9 +64,9 @@ class Jump:
         """See `rehearse_installed`."""
         process = installation.start_application(run_folder)
         await_true(lambda: process.ended or self._is_time(run_folder), _RUN_S)
-        threading.Event().wait(self.delay_s)
+        time.sleep(self.delay_s)
         replace_file(self.file, f"{self.offset_s}\n".encode("ascii"))
-        threading.Event().wait(self.seconds)
+        time.sleep(self.seconds)
         self.notes["round"] = self._closed(run_folder) + 1
         replace_file(self.file, b"0\n")
         await_true(lambda: process.ended, _RUN_S)
